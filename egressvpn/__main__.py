@@ -1,0 +1,5 @@
+"""`python -m egressvpn`."""
+
+from egressvpn.cli import main
+
+main()

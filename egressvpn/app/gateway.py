@@ -1,0 +1,177 @@
+"""The gateway: build the pieces, wire them, run them, take them down again.
+
+Order at start: store, kernel settings, sockets, TUN, routes, worker, devices, API. Whatever fails on the way, what was set
+up before it is taken down again. Fail closed: the worker drops everything until OPEN, which follows the devices, the policy
+and the pools into its tables.
+"""
+
+import functools
+import json
+import os
+import secrets
+import signal
+import struct
+import time
+from contextlib import ExitStack
+from typing import Final
+
+import structlog
+import trio
+
+from egressvpn import __version__
+from egressvpn.api.http import serve
+from egressvpn.app.fleet import Fleet
+from egressvpn.app.view import View
+from egressvpn.control.config import load_private_key
+from egressvpn.control.schema import Config
+from egressvpn.control.store import Store, open_store
+from egressvpn.control.supervisor import Supervisor
+from egressvpn.control.tunnel import NANOSECOND, Tunnel
+from egressvpn.dataplane import arena
+from egressvpn.dataplane.layout import Limits, layout
+from egressvpn.dataplane.tables import GATEWAY
+from egressvpn.errors import OperatorError
+from egressvpn.nat import tables as nat_tables
+from egressvpn.nat.tables import NatTables
+from egressvpn.netio.netlink import Netlink
+from egressvpn.netio.sysctl import ensure_forwarding, restore
+from egressvpn.netio.tun import Tun, open_tun
+from egressvpn.netio.udp import UdpSocket, open_udp
+from egressvpn.observe import systemd
+from egressvpn.wireguard.indexes import SessionIndexes
+from egressvpn.wireguard.interface import Interface
+
+log = structlog.get_logger(__name__)
+
+WATCH_INTERVAL: Final = 0.25  # s between two looks at the store's revision: a change is in the data path within 1 s
+JOURNAL: Final = "sysctl.json"  # in state_dir: what to restore
+FILTERING: Final = {
+    "endpoint-independent": nat_tables.ENDPOINT_INDEPENDENT,
+    "address-dependent": nat_tables.ADDRESS_DEPENDENT,
+    "address-and-port-dependent": nat_tables.ADDRESS_AND_PORT_DEPENDENT,
+}
+
+
+def run(config: Config) -> None:
+    """Run the gateway in the foreground until SIGTERM or SIGINT. Raises OperatorError when it cannot start."""
+    began = time.monotonic()
+    with ExitStack() as undo:
+        private_key = load_private_key(config)
+        store = undo.enter_context(open_store(config.store.url, config.state_dir))
+        sockets = _sockets(config, undo)
+        tun = _tun(config, undo)
+        memory = _arena(config, tun)
+        undo.callback(os.close, memory.fd)
+        try:
+            trio.run(functools.partial(_main, config, private_key, store, sockets, tun, memory, began), strict_exception_groups=False)
+        except* OperatorError as group:
+            raise group.exceptions[0] from None
+
+
+def _sockets(config: Config, undo: ExitStack) -> list[UdpSocket]:
+    sockets = open_udp([str(listen) for listen in config.wireguard.listen])
+    for udp in sockets:
+        undo.callback(udp.close)
+    return sockets
+
+
+def _tun(config: Config, undo: ExitStack) -> Tun:
+    """The TUN with the pool's routes on it, and forwarding switched on; all of it is taken back by `undo`."""
+    journal = config.state_dir / JOURNAL
+    tun = open_tun(config.tunnel.interface, config.wireguard.mtu)
+    undo.callback(tun.close)
+    undo.callback(restore, journal)
+    for remark in ensure_forwarding(config.gateway.set_sysctls, config.tunnel.interface, journal):
+        log.info("kernel setting", what=remark)
+    netlink = undo.enter_context(Netlink())
+    netlink.link_up(tun.ifindex, config.wireguard.mtu)
+    for pool in config.pools:
+        for prefix in pool.addresses:
+            netlink.add_pool_route(prefix, tun.ifindex)
+    return tun
+
+
+def limits(config: Config) -> Limits:
+    """What the worker's arena is dimensioned for."""
+    addresses = sum(prefix.num_addresses for pool in config.pools for prefix in pool.addresses if prefix.version == 4)
+    return Limits(
+        max_devices=config.wireguard.max_devices,
+        max_prefixes=4 * config.wireguard.max_devices,
+        max_flows=config.nat.max_flows,
+        pool_addresses=max(1, addresses),
+        mtu=config.wireguard.mtu,
+    )
+
+
+def _arena(config: Config, tun: Tun) -> arena.Arena:
+    """A new arena with the settings that do not change while the gateway runs."""
+    memory = arena.create(layout(limits(config)))
+    worker = memory.tables["worker"][0]
+    worker.mode, worker.mtu, worker.gso, worker.uso = GATEWAY, config.wireguard.mtu, 1, int(tun.udp_segmentation)
+    timeouts = config.nat.timeouts
+    nat = memory.bundle(NatTables)
+    nat_tables.seed(nat, *struct.unpack("=qq", secrets.token_bytes(16)))
+    nat_tables.configure(
+        nat,
+        filtering=FILTERING[config.nat.filtering],
+        udp=timeouts.udp * NANOSECOND,
+        tcp_established=timeouts.tcp_established * NANOSECOND,
+        tcp_transitory=timeouts.tcp_transitory * NANOSECOND,
+        icmp=timeouts.icmp * NANOSECOND,
+    )
+    return memory
+
+
+async def _main(
+    config: Config, private_key: bytes, store: Store, sockets: list[UdpSocket], tun: Tun, memory: arena.Arena, began: float
+) -> None:
+    supervisor = Supervisor(memory, limits(config), tun.fd, [udp.fd for udp in sockets])
+    indexes = SessionIndexes(memory.tables["sessions"].size, 0, secrets.token_bytes)
+    tunnel = Tunnel(supervisor, Interface(private_key, indexes, secrets.token_bytes), sockets)
+    fleet = Fleet(config, store, tunnel)
+    view = View(config, supervisor, tunnel, fleet, began)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_await_signal, nursery.cancel_scope, view)
+        await nursery.start(supervisor.run, tunnel.handle)
+        nursery.start_soon(tunnel.run)
+        fleet.open()
+        nursery.start_soon(_watch, fleet)
+        await serve(nursery, config, view)
+        view.ready = True
+        seconds = time.monotonic() - began
+        announcement = {
+            "event": "ready",
+            "version": __version__,
+            "gateway": config.gateway.name,
+            "interface": tun.name,
+            "listen": [udp.listen for udp in sockets],
+            "devices": len(fleet),
+            "aead": supervisor.aead,
+            "jit": supervisor.jit,
+            "seconds": round(seconds, 3),
+        }
+        print(json.dumps(announcement), flush=True)
+        systemd.notify("READY=1")
+        log.info("ready", seconds=round(seconds, 3), devices=len(fleet))
+
+
+async def _await_signal(scope: trio.CancelScope, view: View) -> None:
+    """SIGTERM and SIGINT end the gateway; SIGHUP reads the store again at once."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async for number in signals:
+            if number == signal.SIGHUP:
+                await trio.to_thread.run_sync(view.fleet.refresh)
+                continue
+            log.info("stopping", signal=signal.Signals(number).name)
+            systemd.notify("STOPPING=1")
+            view.stopping = True
+            scope.cancel()
+            return
+
+
+async def _watch(fleet: Fleet) -> None:
+    """Bring what changed in the store into the data path."""
+    while True:
+        await trio.sleep(WATCH_INTERVAL)
+        await fleet.follow()
+

@@ -1,0 +1,216 @@
+"""What the running gateway shows of itself (`observe.view.GatewayView`), read from the worker's tables in the moment somebody asks."""
+
+import base64
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from egressvpn import __version__
+from egressvpn.app.fleet import Fleet
+from egressvpn.control.schema import Config
+from egressvpn.control.supervisor import Supervisor
+from egressvpn.control.tunnel import HANDSHAKE_BUCKETS, Tunnel
+from egressvpn.dataplane.tables import BATCH_BUCKETS, Counter
+from egressvpn.nat.tables import NatTables
+from egressvpn.nat.view import flows, pool_usage
+from egressvpn.observe.view import Count, Counters, Flow, Histogram, PeerCounters, PoolStatus, PortsUsed, Status, WorkerStatus
+from egressvpn.verdict import VERDICTS, Verdict
+from egressvpn.wireguard.constants import REJECT_AFTER_TIME
+
+BATCH_BOUNDS: Final = [float(2 ** (bucket + 1) - 1) for bucket in range(BATCH_BUCKETS - 1)]
+TICKS: Final = os.sysconf("SC_CLK_TCK")
+PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+
+
+class View:
+    """Implements GatewayView."""
+
+    def __init__(self, config: Config, supervisor: Supervisor, tunnel: Tunnel, fleet: Fleet, began: float) -> None:
+        self.ready = False
+        self.stopping = False
+        self.fleet = fleet
+        self._config = config
+        self._supervisor = supervisor
+        self._tunnel = tunnel
+        self._began = began
+        self._key_written = config.private_key_path.stat().st_mtime
+        tables = supervisor.arena.tables
+        self._counters: Any = tables["counters"]
+        self._nat: Any = supervisor.arena.bundle(NatTables)
+
+    def readiness(self) -> list[str]:
+        """Why packets cannot flow."""
+        if self.stopping:
+            return ["the gateway is stopping"]
+        if not self.ready:
+            return ["the gateway is starting"]
+        return [] if self._supervisor.pid else ["the worker is being started again"]
+
+    def status(self) -> Status:
+        reasons = self.readiness()
+        counters = self.counters()
+        health = [*reasons, *self._attention(counters)]
+        state = "stopping" if self.stopping else "starting" if not self.ready else "degraded" if health else "ready"
+        return Status(
+            name=self._config.gateway.name,
+            version=__version__,
+            state=state,  # type: ignore[typeddict-item]
+            reasons=reasons,
+            uptime_seconds=round(time.monotonic() - self._began, 3),
+            interface=self._config.tunnel.interface,
+            public_key=counters.public_key,
+            listen=[str(at) for at in self._config.wireguard.listen],
+            workers=[self._worker()],
+            pools=self._pools(counters),
+            devices={
+                "enabled": sum(member.device.enabled for member in self.fleet.members.values()),
+                "disabled": sum(not member.device.enabled for member in self.fleet.members.values()),
+                "connected": self._connected(),
+            },
+            sessions=int(np.count_nonzero(self._tunnel.wg.sessions["index"])),
+            flows=counters.flows,
+            traffic={name: {"packets": count.packets, "bytes": count.octets} for name, count in counters.traffic.items()},
+            drops={Verdict(number).label: int(count) for number, count in enumerate(counters.drops) if count},
+            health=health,
+        )
+
+    def flows(self, peer: str | None, limit: int) -> list[dict[str, Any]]:
+        """Live flows, newest activity first."""
+        slot = 0
+        if peer is not None:
+            if peer not in self.fleet.members:
+                raise LookupError(peer)
+            slot = self.fleet.members[peer].slot
+        names = {number: member.device.name for number, member in self.fleet.by_slot.items()}
+        return [dict(_flow(row, names)) for row in flows(self._nat, time.monotonic_ns(), slot, limit)]
+
+    def counters(self) -> Counters:
+        array = self._counters
+        settings = self._nat.settings[0]
+        return Counters(
+            interface=self._config.tunnel.interface,
+            public_key=base64.b64encode(self._tunnel.interface.public_key).decode(),
+            devices=len(self.fleet),
+            traffic={
+                "upload": Count(int(array[Counter.RX_PACKETS]), int(array[Counter.RX_BYTES])),
+                "download": Count(int(array[Counter.TX_PACKETS]), int(array[Counter.TX_BYTES])),
+            },
+            drops=self._drops(),
+            flows=int(settings.flows),
+            flows_created=int(settings.flows_created),
+            slice_violations=int(settings.slice_violations),
+            ports_used=self._ports_used(),
+            handshakes=dict(self._tunnel.handshakes),
+            handshake_seconds=Histogram(HANDSHAKE_BUCKETS, list(self._tunnel.handshake_counts), self._tunnel.handshake_seconds),
+            batch_packets=Histogram(
+                BATCH_BOUNDS,
+                array[Counter.BATCHES : Counter.BATCHES + BATCH_BUCKETS].copy(),
+                float(array[Counter.RX_DATAGRAMS]),
+            ),
+            key_age_seconds={"current": max(0.0, time.time() - self._key_written)},
+        )
+
+    def peers(self, limit: int) -> Sequence[PeerCounters]:
+        return [self._peer(member) for member in list(self.fleet.members.values())[:limit]]
+
+    def _drops(self) -> Any:
+        """By verdict; handshakes that control refused are drops like any other."""
+        drops = self._counters[Counter.DROPS : Counter.DROPS + VERDICTS].copy()
+        for verdict in Verdict:
+            drops[verdict] += self._tunnel.handshakes.get(verdict.label, 0)
+        return drops
+
+    def _attention(self, counters: Counters) -> list[str]:
+        """What an operator should look at, a sentence each."""
+        found = []
+        if self.fleet.store_error:
+            found.append(f"the store is away, changes are not seen: {self.fleet.store_error}")
+        if counters.slice_violations:
+            found.append(f"{counters.slice_violations} packets had a port outside this gateway's slice and were stopped: report this as a bug")
+        if not self._supervisor.jit:
+            found.append("the data path runs interpreted and is slow: install numba, or set [dataplane] jit = true")
+        return [*found, *self.fleet.left_out.values()]
+
+    def _worker(self) -> WorkerStatus:
+        pid = self._supervisor.pid
+        cpu, resident = _process(pid)
+        return WorkerStatus(
+            number=0,
+            pid=pid,
+            restarts=self._supervisor.restarts,
+            aead=self._supervisor.aead,
+            jit=self._supervisor.jit,
+            cpu_seconds=cpu,
+            resident_bytes=resident,
+        )
+
+    def _pools(self, counters: Counters) -> list[PoolStatus]:
+        return [
+            PoolStatus(
+                name=pool.name,
+                addresses=[str(prefix) for prefix in pool.addresses],
+                ports=str(pool.ports),
+                ports_used=sum(used.ports for used in counters.ports_used if used.pool == pool.name),
+                country=pool.country,
+                city=pool.city,
+            )
+            for pool in self._config.pools
+        ]
+
+    def _ports_used(self) -> list[PortsUsed]:
+        return [
+            PortsUsed(self.fleet.pool_of_slot[row["slot"]], row["address"], row["tcp"] + row["udp"] + row["icmp"])
+            for row in pool_usage(self._nat)
+        ]
+
+    def _connected(self) -> int:
+        devices, sessions = self._tunnel.wg.devices, self._tunnel.wg.sessions
+        newest = time.monotonic_ns() - REJECT_AFTER_TIME
+        current = devices["current"]
+        return int(np.count_nonzero((current != 0) & (sessions["created"][current] > newest)))
+
+    def _peer(self, member: Any) -> PeerCounters:
+        row = self._tunnel.wg.devices[member.slot]
+        path = self._tunnel.path(member.slot)
+        return PeerCounters(
+            public_key=base64.b64encode(member.device.public_key).decode(),
+            name=member.device.name,
+            addresses=[f"{address}/{address.max_prefixlen}" for address in member.device.addresses],
+            endpoint="" if path is None else str(path),
+            received_bytes=int(row.received_bytes),
+            sent_bytes=int(row.sent_bytes),
+            last_handshake_seconds=int(row.last_handshake_wall) / 1e9,
+        )
+
+
+def _flow(row: dict[str, Any], names: dict[int, str]) -> Flow:
+    def endpoint(name: str) -> str:
+        address, port = row[name]["address"], row[name]["port"]
+        return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+    return Flow(
+        peer=names.get(row["device"], f"#{row['device']}"),
+        protocol=row["protocol"],
+        internal=endpoint("internal"),
+        external=endpoint("external"),
+        remote=endpoint("remote"),
+        state=row["state"],
+        idle_seconds=round(row["idle_seconds"], 3),
+        sent_packets=row["packets_out"],
+        sent_bytes=row["bytes_out"],
+        received_packets=row["packets_in"],
+        received_bytes=row["bytes_in"],
+    )
+
+
+def _process(pid: int) -> tuple[float, int]:
+    """(CPU seconds, resident octets) of a process; zeros when it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except (OSError, IndexError):
+        return 0.0, 0
+    return (int(fields[11]) + int(fields[12])) / TICKS, int(fields[21]) * PAGE

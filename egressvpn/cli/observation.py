@@ -1,0 +1,154 @@
+"""`status`, `flows`, `pool`: what a running gateway says of itself over its unix socket."""
+
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from egressvpn.cli.common import Invocation, amount, echo_json, echo_pairs, echo_table, output_option, pass_invocation, span
+from egressvpn.errors import OperatorError
+
+if TYPE_CHECKING:
+    from egressvpn.control.config import Config
+
+PATIENCE: Final = 10.0  # s for an answer
+
+
+class NotRunningError(OperatorError):
+    """Nobody answers on the gateway's socket."""
+
+
+def ask(config: "Config", path: str, **parameters: Any) -> dict[str, Any]:
+    """One GET on the unix socket of the running gateway. Raises OperatorError."""
+    import httpx
+
+    if not config.api_sockets:
+        raise OperatorError("api.listen has no unix socket", f'add "unix:/run/egressvpn/api.sock" to api.listen in {config.path}')
+    socket = config.api_sockets[0]
+    wanted = {key: value for key, value in parameters.items() if value is not None}
+    try:
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), timeout=PATIENCE) as gateway:
+            answer = gateway.get(f"http://gateway{path}", params=wanted)
+    except httpx.ConnectError as error:
+        if "Permission denied" in str(error):
+            raise OperatorError(f"this user may not use {socket}", "run as the user who runs the gateway") from None
+        raise NotRunningError(
+            f"the gateway is not running (nobody answers on {socket})", f"start it: egressvpn --config {config.path} up"
+        ) from None
+    except httpx.HTTPError as error:
+        raise OperatorError(f"the gateway does not answer on {socket}: {error}", "look at its log") from None
+    try:
+        body = answer.json()
+    except ValueError:
+        raise OperatorError(f"{socket} answers with something else than the gateway's API", "check api.listen") from None
+    if answer.is_error:
+        raise OperatorError(str(body.get("detail", answer.reason_phrase)), str(body.get("mend", "")))
+    return dict(body)
+
+
+@click.command()
+@output_option
+@pass_invocation
+def status(invocation: Invocation) -> None:
+    """Gateway, workers, pools, sessions, traffic, drops and health. Exit 1 when unhealthy."""
+    answer = ask(invocation.config(), "/v1/status")
+    if invocation.json:
+        echo_json(answer)
+    else:
+        _show_status(answer)
+    if answer["state"] != "ready" or answer["health"]:
+        raise SystemExit(1)
+
+
+def _show_status(answer: dict[str, Any]) -> None:
+    devices, traffic = answer["devices"], answer["traffic"]
+    colour = {"ready": "green", "degraded": "red"}.get(answer["state"], "yellow")
+    pairs: list[tuple[str, object]] = [
+        ("gateway", f"{answer['name']}, egressvpn {answer['version']}, up {span(answer['uptime_seconds'])}"),
+        ("state", click.style(answer["state"], fg=colour) + "".join(f"; {reason}" for reason in answer["reasons"])),
+        ("interface", f"{answer['interface']}, listening on {', '.join(answer['listen'])}"),
+        ("public key", answer["public_key"]),
+        ("devices", f"{devices['enabled']} enabled, {devices['disabled']} disabled, {devices['connected']} connected"),
+        ("sessions", answer["sessions"]),
+        ("flows", answer["flows"]),
+    ]
+    pairs += [(name, f"{count['packets']} packets, {amount(count['bytes'])}") for name, count in traffic.items()]
+    pairs += [(f"worker {worker['number']}", _worker_text(worker)) for worker in answer["workers"]]
+    pairs += [(f"pool {pool['name']}", _pool_text(pool)) for pool in answer["pools"]]
+    drops = ", ".join(f"{reason} {count}" for reason, count in sorted(answer["drops"].items(), key=lambda drop: -drop[1]))
+    pairs.append(("drops", drops or "none"))
+    pairs += [("health", click.style(issue, fg="red")) for issue in answer["health"]] or [("health", "good")]
+    echo_pairs(pairs)
+
+
+def _worker_text(worker: dict[str, Any]) -> str:
+    how = "compiled" if worker["jit"] else "interpreted"
+    use = f"{worker['cpu_seconds']:.1f} CPU-s, {amount(worker['resident_bytes'])}"
+    return f"pid {worker['pid']}, {worker['restarts']} restarts, {worker['aead']}, {how}, {use}"
+
+
+def _pool_text(pool: dict[str, Any]) -> str:
+    return f"{', '.join(pool['addresses'])}, ports {pool['ports']}, {pool['ports_used']} used"
+
+
+@click.command()
+@click.option("--peer", metavar="NAME", help="Only this device's.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, metavar="N", help="At most N.")
+@output_option
+@pass_invocation
+def flows(invocation: Invocation, peer: str | None, limit: int) -> None:
+    """Live connection tracking."""
+    answer = ask(invocation.config(), "/v1/flows", peer=peer, limit=limit)
+    if invocation.json:
+        echo_json(answer)
+        return
+    columns = ("PEER", "PROTO", "INTERNAL", "EXTERNAL", "REMOTE", "STATE", "IDLE", "SENT", "RECEIVED")
+    rows = [
+        (
+            *(flow[key] for key in ("peer", "protocol", "internal", "external", "remote", "state")),
+            span(flow["idle_seconds"]),
+            amount(flow["sent_bytes"]),
+            amount(flow["received_bytes"]),
+        )
+        for flow in answer["items"]
+    ]
+    echo_table(columns, rows, empty="no flows", right=("IDLE", "SENT", "RECEIVED"))
+
+
+@click.group()
+def pool() -> None:
+    """Egress addresses."""
+
+
+@pool.command("list")
+@output_option
+@pass_invocation
+def pool_list(invocation: Invocation) -> None:
+    """The configured pools; what is in use as well when the gateway runs."""
+    config = invocation.config()
+    try:
+        used = {running["name"]: running["ports_used"] for running in ask(config, "/v1/status")["pools"]}
+    except NotRunningError:
+        used = {}
+    with invocation.store(config) as store:
+        devices = [device.pool for device in store.devices()]
+    items: list[dict[str, Any]] = [
+        {
+            "name": known.name,
+            "addresses": list(map(str, known.addresses)),
+            "ports": str(known.ports),
+            "ports_used": used.get(known.name),
+            "devices": devices.count(known.name),
+            "country": known.country,
+            "city": known.city,
+        }
+        for known in config.pools
+    ]
+    if invocation.json:
+        echo_json({"items": items})
+        return
+    rows = [
+        (i["name"], ", ".join(i["addresses"]), i["ports"], i["ports_used"], i["devices"], " ".join(filter(None, (i["city"], i["country"]))))
+        for i in items
+    ]
+    columns = ("NAME", "ADDRESSES", "PORTS", "USED", "DEVICES", "PLACE")
+    echo_table(columns, rows, empty="no pools", right=("USED", "DEVICES"))

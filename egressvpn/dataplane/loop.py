@@ -1,0 +1,106 @@
+"""The packet loop: one nogil kernel that polls, reads, processes and writes, and the sweep that runs every 100 ms.
+
+It returns to Python only when control has a command, or to let Python notice signals. Nothing else is per packet.
+"""
+
+from typing import Final
+
+import numpy as np
+
+from egressvpn.dataplane.bundle import Bundle
+from egressvpn.dataplane.channel import Event
+from egressvpn.dataplane.local import BATCH, CHANNEL_FD, CLOCK, POLL, SOCKETS, TUN_FD, UDP_FDS
+from egressvpn.dataplane.receive import LARGE, last_size, receive
+from egressvpn.dataplane.segment import read_tun
+from egressvpn.dataplane.syscalls import CLOCK_MONOTONIC, POLLIN, clock_gettime, poll
+from egressvpn.dataplane.tables import ICMP_ERRORS_BURST, ICMP_ERRORS_PER_SWEEP, Counter
+from egressvpn.dataplane.transmit import flush_run, report
+from egressvpn.kernel import Octets, Word, kernel
+from egressvpn.nat.expiry import sweep as sweep_flows
+from egressvpn.wireguard.tables import ENABLED
+from egressvpn.wireguard.timers import due
+
+SWEEP_INTERVAL: Final = 100_000_000  # ns
+SWEEP_FLOWS: Final = 20_000  # flow slots visited per sweep: a million flows in 5 s
+ROUNDS: Final = 8  # receive batches of a socket before the next reader has its turn
+FEW: Final = 4  # datagrams per batch when they are GRO batches: stays in the processor's cache
+TUN_READS: Final = 64  # packets from the TUN before the sockets have their turn
+DUE: Final = int(Event.DUE)
+POLLS: Final = int(Counter.POLLS)
+COMMAND_WAITING: Final = 1
+CHANNEL_CLOSED: Final = 2
+POLLHUP: Final = 0x10
+
+
+@kernel
+def clock(words: Octets) -> Word:
+    """CLOCK_MONOTONIC in ns."""
+    clock_gettime(CLOCK_MONOTONIC, words.ctypes.data + 8 * CLOCK)
+    return words[CLOCK] * 1_000_000_000 + words[CLOCK + 1]
+
+
+@kernel
+def run(b: Bundle, rounds: Word) -> Word:
+    """Forward packets until control wants something, at most `rounds` polls. Returns COMMAND_WAITING, CHANNEL_CLOSED or 0."""
+    words, fds = b.local.words, b.local.fds
+    now = clock(words)
+    next_sweep = now + SWEEP_INTERVAL
+    sockets = fds[SOCKETS]
+    tun = fds[TUN_FD]
+    for _ in range(rounds):
+        words[POLL] = fds[CHANNEL_FD] | (POLLIN << 32)
+        words[POLL + 1] = (tun & 0xFFFFFFFF) | (POLLIN << 32)
+        for socket in range(sockets):
+            words[POLL + 2 + socket] = fds[UDP_FDS + socket] | (POLLIN << 32)
+        wait = max(0, (next_sweep - now + 999_999) // 1_000_000)
+        ready = np.int64(poll(words.ctypes.data + 8 * POLL, 2 + sockets, wait))
+        b.work.counters[POLLS] += 1
+        now = clock(words)
+        if now >= next_sweep:
+            sweep(b, now)
+            next_sweep = now + SWEEP_INTERVAL
+            tun = fds[TUN_FD]
+        if ready <= 0:
+            continue
+        for socket in range(sockets):
+            if words[POLL + 2 + socket] >> 48 & 0xFFFF:
+                _receive_some(b, socket, now)
+        events = words[POLL + 1] >> 48 & 0xFFFF
+        if events != 0 and events & POLLIN == 0:
+            tun = np.int64(-1)  # its link is down: look again after the sweep instead of spinning
+        elif events != 0:
+            for _ in range(TUN_READS):
+                if read_tun(b, now) == 0:
+                    break
+            flush_run(b)
+        events = words[POLL] >> 48 & 0xFFFF
+        if events & POLLIN:
+            return COMMAND_WAITING
+        if events & POLLHUP:
+            return CHANNEL_CLOSED
+    return 0
+
+
+@kernel
+def _receive_some(b: Bundle, socket: Word, now: Word) -> None:
+    limit = np.int64(BATCH)
+    for _ in range(ROUNDS):
+        if last_size(b.local.words) >= LARGE:
+            limit = np.int64(FEW)
+        if receive(b, socket, limit, now) < limit:
+            return
+        limit = np.int64(BATCH)
+
+
+@kernel
+def sweep(b: Bundle, now: Word) -> None:
+    """Everything that time brings: timers that are due, flows that are idle, the rate of ICMP errors. Bounded per call."""
+    worker = b.work.worker[0]
+    worker.icmp_tokens = min(ICMP_ERRORS_BURST, worker.icmp_tokens + ICMP_ERRORS_PER_SWEEP)
+    for number in range(1, worker.device_limit):
+        device = b.wg.devices[number]
+        if device.state == ENABLED:
+            bits = due(device, now)
+            if bits != 0:
+                report(b, DUE, number, 0, bits)
+    sweep_flows(b.nat, SWEEP_FLOWS, now)

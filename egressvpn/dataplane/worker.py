@@ -1,0 +1,126 @@
+"""The worker process: attaches to the arena and the descriptors it is given, then alternates between the packet loop and commands.
+
+Started by control as `python -m egressvpn.dataplane.worker --arena FD …`. Killed at any instruction, its successor goes on with
+the same arena: packets, timers and counters as they stood, cipher contexts made again from the keys in the arena.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from egressvpn.dataplane import cache
+from egressvpn.dataplane.layout import Limits, layout
+from egressvpn.dataplane.channel import DATAGRAM_BYTES, EVENT, Event
+from egressvpn.kernel import JIT, kernels
+
+
+def announce(channel: socket.socket, kind: Event, first: int = 0, second: int = 0, text: str = "") -> None:
+    """Tell control; when nobody listens there is nobody to tell."""
+    import numpy as np
+
+    event = np.zeros(1, EVENT)
+    event["kind"], event["first"], event["second"] = kind, first, second
+    octets = text.encode()[:DATAGRAM_BYTES]
+    event["octets"][0, : len(octets)] = np.frombuffer(octets, np.uint8)
+    event["length"] = len(octets)
+    try:
+        channel.send(event.tobytes(), socket.MSG_DONTWAIT)
+    except OSError:
+        pass
+
+
+@click.command()
+@click.option("--arena", type=int, required=True, help="Descriptor of the arena.")
+@click.option("--channel", type=int, required=True, help="Descriptor of the SEQPACKET socket to control.")
+@click.option("--tun", type=int, required=True, help="Descriptor of the TUN queue.")
+@click.option("--udp", type=str, required=True, help="Descriptors of the UDP sockets, separated by commas.")
+@click.option("--limits", type=str, required=True, help="What the arena was dimensioned for, as JSON.")
+def main(arena: int, channel: int, tun: int, udp: str, limits: str) -> None:
+    """One worker of the gateway. Not meant to be started by hand."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for control, which then tells us
+    link = socket.socket(fileno=channel)
+    try:
+        _serve(arena, link, tun, [int(fd) for fd in udp.split(",")], Limits(**json.loads(limits)))
+    except Exception:
+        text = traceback.format_exc()
+        announce(link, Event.FAILED, text=text[-DATAGRAM_BYTES:])
+        sys.stderr.write(text)
+        os._exit(70)
+    os._exit(0)
+
+
+def _serve(arena_fd: int, link: socket.socket, tun: int, sockets: list[int], limits: Limits) -> None:
+    warm = cache.prepare()
+    from egressvpn.dataplane import aead, arena, local
+    from egressvpn.dataplane.bundle import bundle
+    from egressvpn.dataplane.commands import apply_waiting
+    from egressvpn.dataplane.loop import CHANNEL_CLOSED, COMMAND_WAITING, run
+    from egressvpn.dataplane.recovery import recover
+
+    memory = arena.attach(arena_fd, layout(limits))
+    b = bundle(local.create(memory.tables["sessions"].size, link.fileno(), tun, sockets), memory)
+    aead.prepare(b.local)
+    _compile(b, link, warm)
+    worker = b.work.worker[0]
+    if worker.starts > 0:
+        recover(b)
+    worker.pid, worker.starts, worker.ready_at = os.getpid(), worker.starts + 1, time.monotonic_ns()
+    announce(link, Event.READY, int(aead.AEAD == "libcrypto"), int(JIT))
+    while True:
+        outcome = run(b, 64)
+        if outcome == COMMAND_WAITING and not apply_waiting(b, link):
+            return
+        if outcome == CHANNEL_CLOSED:
+            return
+
+
+def _compile(b: Any, link: socket.socket, warm: bool) -> None:
+    """Have every kernel compiled (or loaded) before the first packet; report how far it is."""
+    if not JIT:
+        return
+    from egressvpn.dataplane.commands import entry_points
+
+    done = 0
+
+    def progress(name: str) -> None:
+        nonlocal done
+        done += 1
+        if not warm:
+            announce(link, Event.PROGRESS, done, max(done, kernels()), name)
+
+    with _compilations(progress):
+        for function, arguments in entry_points(b):
+            _precompile(function, arguments)
+    cache.mark_warm()
+
+
+def _precompile(function: Any, arguments: tuple[Any, ...]) -> None:
+    import numba
+
+    function.compile(tuple(numba.typeof(argument) for argument in arguments))
+
+
+def _compilations(progress: Callable[[str], None]) -> Any:
+    """A context in which `progress` hears the name of each kernel as it has been compiled."""
+    from numba.core import event
+
+    class Listener(event.Listener):  # type: ignore[misc]
+        def on_start(self, happened: Any) -> None:
+            pass
+
+        def on_end(self, happened: Any) -> None:
+            progress(happened.data["dispatcher"].py_func.__name__)
+
+    return event.install_listener("numba:compile", Listener())
+
+
+if __name__ == "__main__":
+    main()

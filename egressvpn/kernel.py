@@ -1,0 +1,76 @@
+"""What makes a plain function part of the data path: the `@kernel` decorator and foreign functions.
+
+A kernel is ordinary Python over flat numpy arrays of records. With numba and `EGRESSVPN_JIT` not 0 it is compiled
+(nogil, bounds checks on, no allocation possible); else the very same function runs interpreted. There is no second
+copy of any per-packet rule.
+
+House rules for kernels, so that both ways compute the same:
+- every integer local is int64. Read narrow array elements through `np.int64(...)`; never mix in uint64.
+- arithmetic wraps at 64 bits (compiled: by nature; interpreted: numpy scalars, whose warning is off here).
+- a record field must not be named like an attribute of numpy scalars (`device`, `size`, `data`, ...): interpreted, those win.
+- `>>` is arithmetic: mask after shifting a value that may be negative.
+- no allocation, no exceptions, no strings: return a `Verdict` value.
+"""
+
+import ctypes
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias, TypeVar
+
+import numpy as np
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# Annotations of kernels. A type checker cannot follow numpy scalars through arithmetic, so these are names for the reader.
+Word: TypeAlias = Any  # an int64
+Row: TypeAlias = Any  # one record of a table
+Table: TypeAlias = Any  # a numpy recarray
+Octets: TypeAlias = Any  # a contiguous uint8 array
+
+JIT: Final[bool] = os.environ.get("EGRESSVPN_JIT", "1") != "0" and importlib.util.find_spec("numba") is not None
+
+_count = 0
+
+
+def kernels() -> int:
+    """How many kernels the modules imported so far define."""
+    return _count
+
+
+if JIT:
+    import numba
+    from llvmlite import binding
+    from numba import types
+
+    _options = {"nogil": True, "cache": True, "boundscheck": True, "error_model": "numpy", "_nrt": False}
+
+    def kernel(function: F) -> F:
+        """Compile `function` on first call (cached on disk by the caller's NUMBA_CACHE_DIR)."""
+        global _count
+        _count += 1
+        return numba.njit(**_options)(function)  # type: ignore[no-any-return]
+
+    def foreign(library: ctypes.CDLL, name: str, result: str, *arguments: str) -> Any:
+        """A C function callable from kernels. Types are 'p' (pointer or size, 64 bit), 'i' (32 bit) or 'v' (nothing)."""
+        kinds = {"p": types.intp, "i": types.int32, "v": types.void}
+        address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+        binding.add_symbol(name, address)
+        return types.ExternalFunction(name, kinds[result](*(kinds[a] for a in arguments)))
+
+else:
+    np.seterr(over="ignore")
+
+    def kernel(function: F) -> F:
+        """Interpreted: the function itself."""
+        global _count
+        _count += 1
+        return function
+
+    def foreign(library: ctypes.CDLL, name: str, result: str, *arguments: str) -> Any:
+        """A C function callable from kernels. Types are 'p' (pointer or size, 64 bit), 'i' (32 bit) or 'v' (nothing)."""
+        kinds = {"p": ctypes.c_ssize_t, "i": ctypes.c_int, "v": None}
+        function = getattr(ctypes.CDLL(library._name, use_errno=True), name)
+        function.restype = kinds[result]
+        function.argtypes = [kinds[a] for a in arguments]
+        return function

@@ -1,0 +1,59 @@
+"""Why a packet or a handshake was not let through. The lower-case names are the metric labels and the words in `explain`."""
+
+from enum import IntEnum
+
+
+class Verdict(IntEnum):
+    """PASS, or the one reason a packet was dropped. Kernels return the value, which indexes the drop counters."""
+
+    PASS = 0
+    # the outer datagram
+    MALFORMED_MESSAGE = 1
+    UNKNOWN_INDEX = 2
+    EXPIRED_SESSION = 3
+    COUNTER_EXHAUSTED = 4
+    AUTHENTICATION_FAILED = 5
+    REPLAYED = 6
+    # handshakes
+    BAD_MAC1 = 7
+    UNKNOWN_PEER = 8
+    REPLAYED_HANDSHAKE = 9
+    HANDSHAKE_FLOOD = 10
+    UNEXPECTED_RESPONSE = 11
+    INVALID_HANDSHAKE = 12
+    CHANNEL_FULL = 13
+    TRUNCATED_DATAGRAM = 14
+    # the inner packet
+    MALFORMED_PACKET = 20
+    BAD_CHECKSUM = 21
+    SOURCE_MISMATCH = 22
+    POLICY_DENIED = 23
+    UNSUPPORTED_PROTOCOL = 24
+    FRAGMENT = 25
+    TTL_EXCEEDED = 26
+    PACKET_TOO_BIG = 27
+    DEVICE_DISABLED = 28
+    # translation
+    NO_MAPPING = 30
+    FILTERED = 31
+    FLOW_TABLE_FULL = 32
+    MAPPING_TABLE_FULL = 33
+    PORTS_EXHAUSTED = 34
+    NO_EXTERNAL_ADDRESS = 35
+    SLICE_VIOLATION = 36
+    UNMATCHED_ICMP_ERROR = 37
+    # on the way out
+    NO_ROUTE = 40
+    NO_SESSION = 41
+    NO_ENDPOINT = 42
+    STAGED_OVERFLOW = 43
+    SEND_FAILED = 44
+    TUN_WRITE_FAILED = 45
+    NOT_CONFIGURED = 46
+
+    @property
+    def label(self) -> str:
+        return self.name.lower()
+
+
+VERDICTS = 64  # size of a drop-counter array; a power of two above the largest value

@@ -1,0 +1,114 @@
+"""The replay window against the kernel's counter.c self-test, and against a set of all counters seen."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from egressvpn.wireguard.constants import REJECT_AFTER_MESSAGES as R
+from egressvpn.wireguard.replay import WINDOW_BITS, accept, counter_usable
+from egressvpn.wireguard.tables import SESSION
+
+L = WINDOW_BITS + 1
+
+COUNTER_C = [
+    (0, 1), (1, 1), (1, 0), (9, 1), (8, 1), (7, 1), (7, 0), (L, 1), (L - 1, 1), (L - 1, 0), (L - 2, 1), (2, 1), (2, 0),
+    (L + 16, 1), (3, 0), (L + 16, 0), (4 * L, 1), (4 * L - (L - 1), 1), (10, 0), (4 * L - L, 0), (4 * L - (L + 1), 0),
+    (4 * L - (L - 2), 1), (4 * L + 1 - L, 0), (0, 0), (R, 0), (R - 1, 1), (R, 0), (R - 1, 0), (R - 2, 1), (R + 1, 0),
+    (R + 2, 0), (R - 2, 0), (R - 3, 1), (0, 0),
+]  # fmt: skip
+
+BULK: dict[str, tuple[Iterable[int], list[tuple[int, int]]]] = {
+    "a": (range(1, L), [(0, 1), (0, 0)]),
+    "b": (range(2, L + 1), [(1, 1), (0, 0)]),
+    "c": (range(L - 1, -1, -1), []),
+    "d": (range(L, 0, -1), [(0, 0)]),
+    "e": (range(L - 1, 0, -1), [(L, 1), (0, 0)]),
+    "f": (range(L - 1, 0, -1), [(0, 1), (L, 1)]),
+}
+
+
+def test_the_window_is_8128_wide() -> None:
+    assert WINDOW_BITS == 8128
+
+
+def test_counter_c_table() -> None:
+    session = fresh()
+
+    assert [accept(session, signed(counter)) for counter, _ in COUNTER_C] == [expected for _, expected in COUNTER_C]
+
+
+@pytest.mark.parametrize("case", BULK)
+def test_counter_c_bulk_cases(case: str) -> None:
+    session = fresh()
+    run, after = BULK[case]
+
+    assert all(accept(session, counter) for counter in run)
+    assert [accept(session, counter) for counter, _ in after] == [expected for _, expected in after]
+
+
+@pytest.mark.parametrize("counter", [R, R + 1, 2**64 - 2**13 - 1 + 63, 2**64 - 1])
+def test_counters_from_the_limit_on_are_unusable(counter: int) -> None:
+    session = fresh()
+
+    assert counter_usable(signed(counter)) == 0
+    assert accept(session, signed(counter)) == 0
+    assert session.newest == 0
+
+
+@pytest.mark.parametrize("counter", [0, 1, 2**63 - 1, 2**63, R - 1])
+def test_counters_below_the_limit_are_usable(counter: int) -> None:
+    assert counter_usable(signed(counter)) == 1
+    assert accept(fresh(), signed(counter)) == 1
+
+
+def test_a_jump_over_the_sign_bit_clears_the_window() -> None:
+    session = fresh()
+    assert accept(session, 2**63 - 1) == 1
+
+    assert accept(session, signed(2**63 + 1)) == 1
+    assert accept(session, signed(2**63)) == 1
+    assert accept(session, 2**63 - 1) == 0
+    assert accept(session, 2**63 - 2) == 1
+    assert accept(session, signed(2**63 + 5 * L)) == 1
+    assert accept(session, 2**63 - 3) == 0
+
+
+def test_w17_a_rejected_counter_changes_nothing() -> None:
+    session = fresh()
+    for counter in (5, 20_000):
+        accept(session, counter)
+    before = session.tobytes()
+
+    for counter in (5, 20_000, 20_000 - L, signed(2**64 - 1)):
+        assert accept(session, counter) == 0
+
+    assert session.tobytes() == before
+
+
+STEPS = st.one_of(st.integers(-9000, 9000), st.integers(-70, 70), st.integers(0, 2**62))
+
+
+@given(st.integers(0, 2**64 - 1), st.lists(STEPS, max_size=60))
+@settings(deadline=None)
+def test_same_answers_as_a_set_of_all_counters_seen(start: int, steps: list[int]) -> None:
+    session, seen, newest = fresh(), set[int](), 0
+    counter = start
+    for step in steps:
+        counter = min(max(counter + step, 0), 2**64 - 1)
+        expected = counter < R and counter not in seen and newest - counter <= WINDOW_BITS
+        assert accept(session, signed(counter)) == expected
+        if expected:
+            seen.add(counter)
+            newest = max(newest, counter)
+
+
+def fresh() -> Any:
+    return np.zeros(1, SESSION).view(np.recarray)[0]
+
+
+def signed(counter: int) -> int:
+    return counter - (1 << 64) if counter >= 1 << 63 else counter
