@@ -4,21 +4,33 @@ Exit codes: 0 done; 1 refused or failed, one line on stderr saying what and how 
 what they need when they run, so that `egressvpn up` and shell completion do not wait for what they do not use.
 """
 
-import sys
+import os
+from typing import Any
 
 import click
 
 from egressvpn import __version__
-from egressvpn.cli.common import Invocation, output_option
+from egressvpn.cli import client, gateway, observation, peer
+from egressvpn.cli.common import DEFAULT_CONFIG, Invocation, output_option
 from egressvpn.errors import OperatorError
 
-HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
 
-@click.group(context_settings=HELP)
-@click.option(
-    "--config", "config_path", envvar="EGRESSVPN_CONFIG", metavar="PATH", help="The configuration [default: /etc/egressvpn/gateway.toml]."
-)
+class Refusing(click.Group):
+    """Turns an error meant for operators into its line on stderr and exit code 1."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except OperatorError as error:
+            for line in str(error).splitlines():
+                click.echo(f"egressvpn: {line}", err=True)
+            context.exit(1)
+
+
+@click.group(cls=Refusing, context_settings=SETTINGS)
+@click.option("--config", "config_path", envvar="EGRESSVPN_CONFIG", metavar="PATH", help=f"The configuration [default: {DEFAULT_CONFIG}].")
 @output_option
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 @click.version_option(__version__, prog_name="egressvpn")
@@ -29,31 +41,14 @@ def cli(context: click.Context, config_path: str | None, verbose: bool) -> None:
     invocation.verbose = verbose
     if config_path:
         invocation.config_path = config_path
+    if os.environ.get("NO_COLOR"):
+        context.color = False
+
+
+for command in (gateway.init, gateway.check, gateway.up, observation.status, observation.flows, observation.pool, peer.peer, client.client):
+    cli.add_command(command)
 
 
 def main() -> None:
     """The console script."""
-    try:
-        cli.main(prog_name="egressvpn", standalone_mode=True)
-    except OperatorError as error:
-        click.echo(f"egressvpn: {error}", err=True)
-        sys.exit(1)
-
-
-def _assemble() -> None:
-    from egressvpn.cli import client, gateway, observation, peer
-
-    for command in (
-        gateway.init,
-        gateway.check,
-        gateway.up,
-        observation.status,
-        observation.flows,
-        observation.pool,
-        peer.peer,
-        client.client,
-    ):
-        cli.add_command(command)
-
-
-_assemble()
+    cli.main(prog_name="egressvpn")

@@ -26,6 +26,7 @@ private_key_file = "gateway.key"
 
 [tunnel]
 networks = {networks}   # devices' addresses come from here
+dns = ["1.1.1.1", "2606:4700:4700::1111"]   # what devices are told to resolve with
 
 [[pool]]
 name = "default"

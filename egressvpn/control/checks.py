@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from egressvpn.addresses import IPAddress, IPNetwork
-from egressvpn.control.schema import Config, Pool
+from egressvpn.control.schema import Config, Dataplane, Log, Nat, Pool
 from egressvpn.control.values import SocketAddress
 
 Key = tuple[str | int, ...]  # ("pool", 0, "ports"): the way to a value in the file
@@ -161,4 +161,19 @@ def notes(config: Config) -> list[str]:
     metrics = config.metrics.listen
     if metrics is not None and not metrics.address.is_loopback:
         found.append(f"metrics.listen {metrics} is readable by everyone who reaches it: traffic and public keys of devices")
+    found += [f"{key} is set, but takes effect in a later release only" for key in _reserved(config)]
     return found
+
+
+def _reserved(config: Config) -> Iterator[str]:
+    """Keys away from their defaults that the data path does not use yet."""
+    for number, pool in enumerate(config.pools):
+        for key in ("block_size", "max_blocks"):
+            if getattr(pool, key) != Pool.__dataclass_fields__[key].default:
+                yield f"pool[{number}].{key}"
+    if config.nat.hold_down != Nat().hold_down:
+        yield "nat.hold_down"
+    if config.dataplane.workers != Dataplane().workers:
+        yield "dataplane.workers"
+    if config.log.nat_log != Log().nat_log:
+        yield "log.nat_log"

@@ -27,6 +27,7 @@ PROTOCOL: Final = 222  # rtm_protocol: who made a route. linux/rtnetlink.h assig
 TABLE_MAIN: Final = 254
 FIB_RULE_INVERT: Final = 2  # linux/fib_rules.h: "not"
 IFA_F_NODAD: Final = 2  # linux/if_addr.h: nobody else is on a point-to-point link
+ANY_SCOPE: Final = 255  # RT_SCOPE_NOWHERE: a route to remove, of whatever scope
 IPPROTO_UDP: Final = 17
 FAMILIES: Final = {int(socket.AF_INET): "0.0.0.0", int(socket.AF_INET6): "::"}  # noqa: S104  (with the destination of a default route)
 
@@ -213,7 +214,7 @@ def _remove_routes(ipr: Any, family: int, tables: set[int]) -> int:
         (known.get("RTA_DST", FAMILIES[family]), message["dst_len"], known) for message, known in found if known["RTA_TABLE"] in tables
     ]
     for target, length, known in stale:
-        ipr.route("del", family=family, dst=f"{target}/{length}", oif=known.get("RTA_OIF"), table=known["RTA_TABLE"])
+        ipr.route("del", family=family, dst=f"{target}/{length}", oif=known.get("RTA_OIF"), table=known["RTA_TABLE"], scope=ANY_SCOPE)
     return len(stale)
 
 

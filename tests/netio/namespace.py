@@ -8,28 +8,26 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import pytest
 
+Test = TypeVar("Test", bound=Callable[..., None])
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000
 VOLATILE = ("nf_conntrack_count", "stable_secret", "random", "fib_notify", "if_lowest")
 
 
-def isolated(test: Callable[..., None]) -> Callable[..., None]:
+def isolated(test: Test) -> Test:
     """Run the test as root in a fresh network and mount namespace with `lo` up; skip it where that cannot be."""
 
     @functools.wraps(test)
-    def wrapper(*arguments: Any, **fixtures: Any) -> None:
+    def wrapped(*arguments: Any, **fixtures: Any) -> None:
         status, told = _in_child(lambda: test(*arguments, **fixtures))
         if status:
             pytest.fail(f"in the namespace:\n{told}", pytrace=False)
 
-    if os.geteuid() != 0:
-        return pytest.mark.skip(reason="needs root: it makes a network namespace")(wrapper)
-    if not Path("/dev/net/tun").exists():
-        return pytest.mark.skip(reason="needs /dev/net/tun")(wrapper)
-    return wrapper
+    missing = "root" if os.geteuid() != 0 else "/dev/net/tun" if not Path("/dev/net/tun").exists() else ""
+    return cast("Test", pytest.mark.skipif(bool(missing), reason=f"needs {missing}")(wrapped))
 
 
 def unshare(flags: int) -> None:
@@ -100,7 +98,7 @@ def _run_and_tell(work: Callable[[], None], writing: int) -> None:
         ip("link set lo up")
         work()
         status = 0
-    except BaseException:
+    except BaseException:  # noqa: BLE001  (a failed assertion, a skip, an exit: the parent tells)
         os.write(writing, traceback.format_exc().encode()[-60_000:])
     finally:
         os._exit(status)

@@ -84,20 +84,19 @@ def test_without_the_device_it_says_how_to_get_it() -> None:
 @isolated
 def test_without_cap_net_admin_it_says_so() -> None:
     unshare(CLONE_NEWUSER)
-    with pytest.raises(OperatorError, match="no permission to create the interface egress0; .*CAP_NET_ADMIN"):
+    with pytest.raises(OperatorError, match=r"no permission to create the interface egress0; .*CAP_NET_ADMIN"):
         open_tun("egress0", 1420)
 
 
 @isolated
 def test_an_ordinary_user_is_told_to_be_root() -> None:
-    os.chmod("/dev/net", 0o755)
     os.setuid(65534)
-    with pytest.raises(OperatorError, match="no permission to (open|create)"):
+    with pytest.raises(OperatorError, match=r"no permission to (open|create)"):
         open_tun("egress0", 1420)
 
 
 @isolated
-def test_a_devices_cgroup_or_nodev_mount_that_forbids_the_device_is_told_apart() -> None:
+def test_a_device_that_may_not_be_opened_is_told_apart() -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "nodev", "none", "/dev/net"], check=True)
     subprocess.run(["mknod", "/dev/net/tun", "c", "10", "200"], check=True)
     with pytest.raises(OperatorError, match="no permission to open /dev/net/tun"):
