@@ -5,7 +5,6 @@ up before it is taken down again. Fail closed: the worker drops everything until
 and the pools into its tables.
 """
 
-import functools
 import json
 import os
 import secrets
@@ -20,6 +19,7 @@ import trio
 
 from egressvpn import __version__
 from egressvpn.api.http import serve
+from egressvpn.app.entry import run_trio
 from egressvpn.app.fleet import Fleet
 from egressvpn.app.view import View
 from egressvpn.control.config import load_private_key
@@ -30,7 +30,6 @@ from egressvpn.control.tunnel import NANOSECOND, Tunnel
 from egressvpn.dataplane import arena
 from egressvpn.dataplane.layout import Limits, layout
 from egressvpn.dataplane.tables import GATEWAY
-from egressvpn.errors import OperatorError
 from egressvpn.nat import tables as nat_tables
 from egressvpn.nat.tables import NatTables
 from egressvpn.netio.netlink import Netlink
@@ -62,10 +61,7 @@ def run(config: Config) -> None:
         tun = _tun(config, undo)
         memory = _arena(config, tun)
         undo.callback(os.close, memory.fd)
-        try:
-            trio.run(functools.partial(_main, config, private_key, store, sockets, tun, memory, began), strict_exception_groups=False)
-        except* OperatorError as group:
-            raise group.exceptions[0] from None
+        run_trio(_main, config, private_key, store, sockets, tun, memory, began)
 
 
 def _sockets(config: Config, undo: ExitStack) -> list[UdpSocket]:

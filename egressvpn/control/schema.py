@@ -174,7 +174,7 @@ class Config:
     @property
     def tls_files(self) -> tuple[Path, Path] | None:
         """Certificate and key, when TLS is configured."""
-        if not self.api.tls_cert_file:
+        if not (self.api.tls_cert_file and self.api.tls_key_file):
             return None
         return self.path.parent / self.api.tls_cert_file, self.path.parent / self.api.tls_key_file
 

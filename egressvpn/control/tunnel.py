@@ -64,10 +64,14 @@ class Tunnel:
                 await self._wake.wait()
             self._wake = trio.Event()
             self.interface.advance(time.monotonic_ns(), time.time_ns())
-            self.flush()
+            self._carry_out()
 
     def flush(self) -> None:
-        """Carry out what the interface decided."""
+        """Carry out what the interface decided, and look at its deadlines again."""
+        self._carry_out()
+        self._wake.set()
+
+    def _carry_out(self) -> None:
         for output in self.interface.poll():
             if isinstance(output, Transmit):
                 self._transmit(output)
@@ -79,7 +83,6 @@ class Tunnel:
                 self.send(Command.CLEAR, output.device)
             elif isinstance(output, DropStaged):
                 self.send(Command.DROP_STAGED, output.device)
-        self._wake.set()
 
     def send(self, kind: Command, device: int) -> None:
         """A command that needs no more than a device."""

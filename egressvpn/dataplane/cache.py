@@ -71,10 +71,13 @@ def prepare() -> bool:
     return (directory / "warm").exists()
 
 
-def mark_warm() -> None:
-    """Say that every kernel is in the cache."""
-    if root := os.environ.get("NUMBA_CACHE_DIR"):
-        (Path(root) / "warm").touch()
+def mark_warm() -> bool:
+    """Say that every kernel is in the cache. False when there is no cache to say it in."""
+    directory = cache_dir()
+    if os.environ.get("NUMBA_CACHE_DIR") != str(directory):
+        return False
+    (directory / "warm").touch()
+    return True
 
 
 def jit_available() -> bool:

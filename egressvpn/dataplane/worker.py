@@ -69,6 +69,8 @@ def _serve(arena_fd: int, link: socket.socket, tun: int, sockets: list[int], lim
     b = bundle(local.create(memory.tables["sessions"].size, link.fileno(), tun, sockets), memory)
     aead.prepare(b.local)
     _compile(b, link, warm)
+    if JIT and not warm and cache.mark_warm():
+        os.execv(sys.executable, sys.orig_argv)  # the compiler's memory is several times ours: leave it behind
     worker = b.work.worker[0]
     if worker.starts > 0:
         recover(b)
@@ -99,7 +101,6 @@ def _compile(b: Any, link: socket.socket, warm: bool) -> None:
     with _compilations(progress):
         for function, arguments in entry_points(b):
             _precompile(function, arguments)
-    cache.mark_warm()
 
 
 def _precompile(function: Any, arguments: tuple[Any, ...]) -> None:

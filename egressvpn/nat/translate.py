@@ -21,12 +21,12 @@ from egressvpn.nat.flows import (
     remove_flow,
     settle_mapping,
     settle_permit,
+    timeout_of,
 )
 from egressvpn.nat.keys import DEVICE_SHIFT, PORTLESS, inside_word, outside_word
 from egressvpn.nat.mappings import add_mapping, find_mapping_inbound, find_mapping_outbound
 from egressvpn.nat.tables import ADDRESS_AND_PORT_DEPENDENT, ADDRESS_DEPENDENT, NatTables
 from egressvpn.nat.tcp import ACTIVE, BOTH_FIN, CLIENT, DATA, ESTABLISHED, FIN, FREE, INIT, NEXT, REMOTE_INIT, RST, SERVER, SYN, TRANS
-from egressvpn.nat.flows import timeout_of
 from egressvpn.packet.headers import ECHO_REPLY, ECHO_REPLY6, ECHO_REQUEST, ECHO_REQUEST6, TCP, UDP, WHOLE
 from egressvpn.packet.rewrite import rewrite_destination, rewrite_source
 from egressvpn.verdict import Verdict
@@ -180,7 +180,7 @@ def _open_inbound(nat: NatTables, packet: Row, key: Word, remote_port: Word, now
     """The new flow of a packet from outside that the filter lets pass to an existing mapping, or the negated verdict."""
     settings, heads = nat.settings[0], nat.heads
     mapping = find_mapping_inbound(settings, heads, nat.mappings, key & PORTLESS, packet.destination_hi, packet.destination_lo)
-    if mapping == 0:
+    if mapping == 0 or not settle_mapping(nat, mapping, now):
         return -NO_MAPPING
     if settings.filtering == ADDRESS_AND_PORT_DEPENDENT:
         return -FILTERED
@@ -190,8 +190,6 @@ def _open_inbound(nat: NatTables, packet: Row, key: Word, remote_port: Word, now
         permit = find_permit(settings, heads, nat.permits, mapping, packet.source_hi, packet.source_lo)
         if permit == 0 or not settle_permit(nat, permit, now):
             return -FILTERED
-    elif not settle_mapping(nat, mapping, now):
-        return -NO_MAPPING
     if not flow_room(nat):
         return -FLOW_TABLE_FULL
     state = REMOTE_INIT if packet.protocol == TCP else ACTIVE
@@ -204,6 +202,9 @@ def _track(settings: Row, flow: Row, direction: Word, flags: Word, now: Word) ->
     state = np.int64(flow.state)
     if state == ESTABLISHED and flags & (FIN_FLAG | SYN_FLAG | RST_FLAG) == 0:
         flow.seen = now
+        return
+    if flow.packets_out + flow.packets_in == 0:
+        flow.seen = now  # what opened the flow has already told its state
         return
     segment = DATA
     if flags & RST_FLAG:

@@ -25,6 +25,15 @@ def test_a_tun_is_nonblocking_closed_on_exec_and_takes_every_offload() -> None:
 
 
 @isolated
+def test_a_kernel_that_refuses_an_offload_still_gives_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tun_module, "UDP_OFFLOADS", 0x1060)  # a bit that no kernel knows, as USO is to one before 6.2
+    tun = open_tun("egress0", 1420)
+    assert tun.offloads == tun_module.TCP_OFFLOADS
+    assert not tun.udp_segmentation
+    tun.close()
+
+
+@isolated
 def test_packets_come_with_a_virtio_header_in_front_and_nothing_of_the_kernels_own() -> None:
     tun = open_tun("egress0", 1420)
     ip("link set egress0 up")
