@@ -81,23 +81,28 @@ async def serve_on(
 @contextlib.contextmanager
 def unix_socket(path: Path) -> Iterator[socket.socket]:
     """A stream socket at `path`, 0600, removed in the end. Raises OperatorError when another gateway answers there."""
-    try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        _remove_stale(path)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        before = os.umask(0o177)  # so that nobody can connect between bind and chmod
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         try:
-            listener.bind(str(path))
+            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            _remove_stale(path)
+            _bind_private(listener, path)
+        except OSError as error:
+            raise OperatorError(f"cannot listen on {path}: {error.strerror or error}", "choose another path in api.listen") from None
+        made = path.stat().st_ino
+        try:
+            yield listener
         finally:
-            os.umask(before)
-    except OSError as error:
-        raise OperatorError(f"cannot listen on {path}: {error.strerror or error}", "choose another path in api.listen") from None
-    made = path.stat().st_ino
-    with listener:
-        yield listener
-    with contextlib.suppress(OSError):
-        if path.stat().st_ino == made:  # not the socket of a successor
-            path.unlink()
+            with contextlib.suppress(OSError):
+                if path.stat().st_ino == made:  # not the socket of a successor
+                    path.unlink()
+
+
+def _bind_private(listener: socket.socket, path: Path) -> None:
+    before = os.umask(0o177)  # so that nobody can connect between bind and chmod
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(before)
 
 
 def _remove_stale(path: Path) -> None:

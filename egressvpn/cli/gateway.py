@@ -69,17 +69,7 @@ def init(
     home = Path(directory).absolute()
     config_path, key_path = home / "gateway.toml", home / "gateway.key"
     standard = home == Path(DEFAULT_DIR)
-    content = _TEMPLATE.format(
-        name='"gateway"',
-        state_dir=json.dumps("/var/lib/egressvpn" if standard else "state"),
-        listen=_array(listen or ("0.0.0.0:51820", "[::]:51820")),
-        endpoint=f"endpoint = {json.dumps(endpoint)}"
-        if endpoint
-        else '# endpoint = "vpn.example.net:51820"   # set it: what devices are told',
-        networks=_array(networks or ("100.64.0.0/16", "fd64::/64")),
-        pool=_array(pools),
-        api=json.dumps("unix:/run/egressvpn/api.sock" if standard else "unix:api.sock"),
-    )
+    content = _content(pools, networks, listen, endpoint, standard=standard)
     parse(content, config_path)  # refuse before anything is written
     for path in (config_path, key_path):
         if path.exists() and not force:
@@ -97,7 +87,24 @@ def init(
     click.echo(f"wrote {config_path} and {key_path}")
     click.echo(f"public key: {public_key}")
     option = "" if standard else f" --config {config_path}"
+    if not endpoint:
+        click.echo(f"first: set wireguard.endpoint in {config_path}")
     click.echo(f"next: egressvpn{option} peer add NAME --qr, then egressvpn{option} up")
+
+
+def _content(pools: tuple[str, ...], networks: tuple[str, ...], listen: tuple[str, ...], endpoint: str | None, *, standard: bool) -> str:
+    """The text of a gateway.toml; JSON's strings are TOML's strings."""
+    return _TEMPLATE.format(
+        name='"gateway"',
+        state_dir=json.dumps("/var/lib/egressvpn" if standard else "state"),
+        listen=_array(listen or ("0.0.0.0:51820", "[::]:51820")),
+        endpoint=f"endpoint = {json.dumps(endpoint)}"
+        if endpoint
+        else '# endpoint = "vpn.example.net:51820"   # set it: what devices are told',
+        networks=_array(networks or ("100.64.0.0/16", "fd64::/64")),
+        pool=_array(pools),
+        api=json.dumps("unix:/run/egressvpn/api.sock" if standard else "unix:api.sock"),
+    )
 
 
 def _array(items: tuple[str, ...]) -> str:

@@ -1,10 +1,12 @@
 """`status`, `flows`, `pool`: what a running gateway says of itself over its unix socket."""
 
+import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from egressvpn.cli.common import Invocation, amount, echo_json, echo_pairs, echo_table, output_option, pass_invocation, span
+from egressvpn.cli.common import SCHEMA, Invocation, amount, echo_json, echo_pairs, echo_table, output_option, pass_invocation, span
 from egressvpn.errors import OperatorError
 
 if TYPE_CHECKING:
@@ -19,30 +21,41 @@ class NotRunningError(OperatorError):
 
 def ask(config: "Config", path: str, **parameters: Any) -> dict[str, Any]:
     """One GET on the unix socket of the running gateway. Raises OperatorError."""
-    import httpx
-
     if not config.api_sockets:
         raise OperatorError("api.listen has no unix socket", f'add "unix:/run/egressvpn/api.sock" to api.listen in {config.path}')
-    socket = config.api_sockets[0]
+    at = config.api_sockets[0]
+    _knock(at, config.path)
+    import httpx
+
     wanted = {key: value for key, value in parameters.items() if value is not None}
     try:
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), timeout=PATIENCE) as gateway:
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(at)), timeout=PATIENCE) as gateway:
             answer = gateway.get(f"http://gateway{path}", params=wanted)
-    except httpx.ConnectError as error:
-        if "Permission denied" in str(error):
-            raise OperatorError(f"this user may not use {socket}", "run as the user who runs the gateway") from None
-        raise NotRunningError(
-            f"the gateway is not running (nobody answers on {socket})", f"start it: egressvpn --config {config.path} up"
-        ) from None
     except httpx.HTTPError as error:
-        raise OperatorError(f"the gateway does not answer on {socket}: {error}", "look at its log") from None
+        raise OperatorError(f"the gateway does not answer on {at}: {error}", "look at its log") from None
     try:
         body = answer.json()
     except ValueError:
-        raise OperatorError(f"{socket} answers with something else than the gateway's API", "check api.listen") from None
+        body = None
+    if not isinstance(body, dict) or not (answer.is_error or body.get("schema") == SCHEMA):
+        raise OperatorError(
+            f"what answers on {at} is not the API of this egressvpn", "use the version that the gateway runs; check api.listen"
+        )
     if answer.is_error:
         raise OperatorError(str(body.get("detail", answer.reason_phrase)), str(body.get("mend", "")))
-    return dict(body)
+    return body
+
+
+def _knock(at: Path, config_path: Path) -> None:
+    """Find out cheaply whether anybody is there. Raises OperatorError."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(at))
+        except PermissionError:
+            raise OperatorError(f"this user may not use {at}", "run as the user who runs the gateway") from None
+        except OSError:
+            mend = f"start it: egressvpn --config {config_path} up"
+            raise NotRunningError(f"the gateway is not running (nobody answers on {at})", mend) from None
 
 
 @click.command()

@@ -66,8 +66,8 @@ def add(
     devices.require_endpoint(config)
     target = _conf_target(conf, force)
     gateway_key = keys.public_key_of(load_private_key(config))
-    private_key = None if public_key else keys.new_private_key()
-    own_key = devices.check_public_key(public_key, gateway_key) if public_key else keys.public_key_of(private_key or b"")
+    private_key = keys.new_private_key() if public_key is None else None
+    own_key = keys.public_key_of(private_key) if private_key else devices.check_public_key(str(public_key), gateway_key)
     secret = keys.new_private_key() if psk else None
     with invocation.store(config) as store:
         device = devices.add(store, config, name, DeviceKey(own_key, preshared_key=secret), tags=tags, pool=pool, now=int(time.time()))

@@ -16,6 +16,7 @@ Key = tuple[str | int, ...]  # ("pool", 0, "ports"): the way to a value in the f
 Finding = tuple[Key, str, str]  # key, what, mend
 
 MAX_POOL_ADDRESSES: Final = 4096  # IPv4, all pools together: each has a port bitmap of 8 KiB per protocol
+MAX_DENIED: Final = 4000  # networks; the data path has room for 4096, its own addresses and networks included
 LEAST_TIMEOUTS: Final = {  # key of [nat.timeouts] -> seconds, and who says so
     "udp": (120, "RFC 4787 REQ-5"),
     "tcp_established": (7440, "RFC 5382 REQ-5"),
@@ -26,7 +27,7 @@ LEAST_TIMEOUTS: Final = {  # key of [nat.timeouts] -> seconds, and who says so
 
 def contradictions(config: Config) -> list[Finding]:
     """Everything that must be mended before the gateway may start."""
-    checks = (_listeners, _tunnel_networks, _pools, _overlaps, _shadowed_listeners, _timeouts, _api, _store)
+    checks = (_listeners, _tunnel_networks, _pools, _overlaps, _shadowed_listeners, _timeouts, _policy, _api, _store)
     return [finding for check in checks for finding in check(config)]
 
 
@@ -120,6 +121,15 @@ def _timeouts(config: Config) -> Iterator[Finding]:
                 f"{getattr(config.nat.timeouts, name)}s is below the {least}s of {source}",
                 f'use "{least}s" or more',
             )
+
+
+def _policy(config: Config) -> Iterator[Finding]:
+    if len(config.policy.deny) > MAX_DENIED:
+        yield (
+            ("policy", "deny"),
+            f"{len(config.policy.deny)} networks are more than the {MAX_DENIED} there is room for",
+            "merge some of them",
+        )
 
 
 def _api(config: Config) -> Iterator[Finding]:

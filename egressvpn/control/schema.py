@@ -18,7 +18,7 @@ from egressvpn.control.values import Endpoint, PortRange, SocketAddress, UnixSoc
 
 T = TypeVar("T")
 
-MAX_DEVICES: Final = 262_144  # four session slots for each, 20 bits of a session index
+MAX_DEVICES: Final = 262_143  # four session slots for each and for slot 0, which is none: 20 bits of a session index
 MAX_WORKERS: Final = 64  # 6 bits of a session index
 IFNAMSIZ: Final = 16  # linux/if.h, with the closing zero
 

@@ -99,9 +99,11 @@ def list_of(parse: Callable[[object], T]) -> Callable[[object], tuple[T, ...]]:
         if not isinstance(value, list):
             raise UnacceptableError(f"{value!r} is not an array", "put it in square brackets, its items in quotes")
         parsed = tuple(parse(item) for item in value)
-        for position, item in enumerate(parsed):
-            if item in parsed[:position]:
+        seen: set[T] = set()
+        for item in parsed:
+            if item in seen:
                 raise UnacceptableError(f"{item} is there twice", "remove one of them")
+            seen.add(item)
         return parsed
 
     return parse_all

@@ -52,7 +52,9 @@ CLOCK: Final = POLL + 2 + MAX_SOCKETS  # struct timespec
 PARAMS: Final = CLOCK + 2  # OSSL_PARAM[2]
 CIPHER: Final = PARAMS + 10  # EVP_CIPHER*
 LENGTHS: Final = CIPHER + 1  # output lengths nobody reads
-SUPER_VECTORS: Final = LENGTHS + 2  # struct iovec[MAX_SEGMENTS] per super-packet
+NAP: Final = LENGTHS + 2  # struct timespec
+NEXT_SWEEP: Final = NAP + 2  # when, in ns
+SUPER_VECTORS: Final = NEXT_SWEEP + 1  # struct iovec[MAX_SEGMENTS] per super-packet
 SUPER_VECTOR_WORDS: Final = 2 * MAX_SEGMENTS
 WORDS: Final = SUPER_VECTORS + SUPERS * SUPER_VECTOR_WORDS
 

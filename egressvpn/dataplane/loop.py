@@ -9,10 +9,10 @@ import numpy as np
 
 from egressvpn.dataplane.bundle import Bundle
 from egressvpn.dataplane.channel import Event
-from egressvpn.dataplane.local import BATCH, CHANNEL_FD, CLOCK, POLL, SOCKETS, TUN_FD, UDP_FDS
+from egressvpn.dataplane.local import BATCH, CHANNEL_FD, CLOCK, NAP, NEXT_SWEEP, POLL, SOCKETS, TUN_FD, UDP_FDS
 from egressvpn.dataplane.receive import LARGE, last_size, receive
 from egressvpn.dataplane.segment import read_tun
-from egressvpn.dataplane.syscalls import CLOCK_MONOTONIC, POLLIN, clock_gettime, poll
+from egressvpn.dataplane.syscalls import CLOCK_MONOTONIC, POLLIN, clock_gettime, nanosleep, poll
 from egressvpn.dataplane.tables import ICMP_ERRORS_BURST, ICMP_ERRORS_PER_SWEEP, Counter
 from egressvpn.dataplane.transmit import flush_run, report
 from egressvpn.kernel import Octets, Word, kernel
@@ -27,6 +27,11 @@ FEW: Final = 4  # datagrams per batch when they are GRO batches: stays in the pr
 TUN_READS: Final = 64  # packets from the TUN before the sockets have their turn
 DUE: Final = int(Event.DUE)
 POLLS: Final = int(Counter.POLLS)
+RX_PACKETS: Final = int(Counter.RX_PACKETS)
+TX_PACKETS: Final = int(Counter.TX_PACKETS)
+BUSY_GAP: Final = 200_000  # ns between two wake-ups that counts as quick succession
+BUSY_FEW: Final = 24  # packets of a wake-up that count as one by one
+NAP_TIME: Final = 60_000  # ns
 COMMAND_WAITING: Final = 1
 CHANNEL_CLOSED: Final = 2
 POLLHUP: Final = 0x10
@@ -44,7 +49,8 @@ def run(b: Bundle, rounds: Word) -> Word:
     """Forward packets until control wants something, at most `rounds` polls. Returns COMMAND_WAITING, CHANNEL_CLOSED or 0."""
     words, fds = b.local.words, b.local.fds
     now = clock(words)
-    next_sweep = now + SWEEP_INTERVAL
+    woke = np.int64(0)
+    handled = np.int64(0)
     sockets = fds[SOCKETS]
     tun = fds[TUN_FD]
     for _ in range(rounds):
@@ -52,16 +58,21 @@ def run(b: Bundle, rounds: Word) -> Word:
         words[POLL + 1] = (tun & 0xFFFFFFFF) | (POLLIN << 32)
         for socket in range(sockets):
             words[POLL + 2 + socket] = fds[UDP_FDS + socket] | (POLLIN << 32)
-        wait = max(0, (next_sweep - now + 999_999) // 1_000_000)
+        wait = max(0, (words[NEXT_SWEEP] - now + 999_999) // 1_000_000)
         ready = np.int64(poll(words.ctypes.data + 8 * POLL, 2 + sockets, wait))
         b.work.counters[POLLS] += 1
         now = clock(words)
-        if now >= next_sweep:
+        if now >= words[NEXT_SWEEP]:
             sweep(b, now)
-            next_sweep = now + SWEEP_INTERVAL
+            words[NEXT_SWEEP] = now + SWEEP_INTERVAL
             tun = fds[TUN_FD]
         if ready <= 0:
             continue
+        done = _handled(b.work.counters)
+        if now - woke < BUSY_GAP and done - handled < BUSY_FEW:
+            _nap(words)
+        woke = now
+        handled = done
         for socket in range(sockets):
             if words[POLL + 2 + socket] >> 48 & 0xFFFF:
                 _receive_some(b, socket, now)
@@ -79,6 +90,19 @@ def run(b: Bundle, rounds: Word) -> Word:
         if events & POLLHUP:
             return CHANNEL_CLOSED
     return 0
+
+
+@kernel
+def _handled(counters: Octets) -> Word:
+    return counters[RX_PACKETS] + counters[TX_PACKETS]
+
+
+@kernel
+def _nap(words: Octets) -> None:
+    """Packets come in quick succession but one by one: let a few gather, as an adapter moderates its interrupts."""
+    words[NAP] = 0
+    words[NAP + 1] = NAP_TIME
+    nanosleep(words.ctypes.data + 8 * NAP, 0)
 
 
 @kernel

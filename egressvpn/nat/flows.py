@@ -19,9 +19,7 @@ MAX_SETTLE: Final = 64  # expired flows removed while answering one packet
 
 
 @kernel
-def find_outbound(
-    settings: Row, heads: Octets, flows: Table, key: Word, hi: Word, lo: Word, remote_hi: Word, remote_lo: Word
-) -> Word:
+def find_outbound(settings: Row, heads: Octets, flows: Table, key: Word, hi: Word, lo: Word, remote_hi: Word, remote_lo: Word) -> Word:
     """The flow of a packet from inside: packed word, internal address, remote address. 0: none."""
     slot = np.int64(heads[bucket(heads, FLOWS_OUT, hash_pair(settings, key, hi, lo, remote_hi, remote_lo))])
     while slot != 0:
@@ -34,9 +32,7 @@ def find_outbound(
 
 
 @kernel
-def find_inbound(
-    settings: Row, heads: Octets, flows: Table, key: Word, hi: Word, lo: Word, remote_hi: Word, remote_lo: Word
-) -> Word:
+def find_inbound(settings: Row, heads: Octets, flows: Table, key: Word, hi: Word, lo: Word, remote_hi: Word, remote_lo: Word) -> Word:
     """The flow of a packet from outside: packed word, external address, remote address. 0: none."""
     slot = np.int64(heads[bucket(heads, FLOWS_IN, hash_pair(settings, key, hi, lo, remote_hi, remote_lo))])
     while slot != 0:
@@ -276,4 +272,3 @@ def _unlink(flows: Table, kind: Word, slot: Word, first: Word) -> Word:
         flows[before].next[kind] = after
         return first
     return after
-

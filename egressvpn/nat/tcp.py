@@ -1,9 +1,9 @@
 """TCP as the NAT sees it: one literal table (RFC 7857 section 2, RFC 6146 section 3.5.2.2). No windows are tracked.
 
 The client is the inside, the server the outside, whoever opened. CLOSED is the absence of a flow. Where the RFCs leave
-room: a RST in any synchronised state leads to TRANS (RFC 7857 2.2), and so does a FIN after it stay there; a SYN after
-the end of a connection opens the next one, which gets a long life only when both sides sent theirs; a flow that begins
-in the middle (a gateway that lost its state) starts in TRANS and becomes ESTABLISHED with the next data packet.
+room: a RST leads to TRANS from the half-closed states too (RFC 7857 2.2); a FIN in TRANS stays there; a SYN after the end
+of a connection begins the next one, which lives long only once both sides sent theirs; a flow whose first segment is no
+SYN (the gateway lost its tables) starts in TRANS and becomes ESTABLISHED with the next data segment.
 
 A RST that changes nothing, and packets after both FINs, do not prolong a flow's life.
 """

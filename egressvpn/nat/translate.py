@@ -60,9 +60,7 @@ def outbound(nat: NatTables, device: Word, packet: Row, buffer: Octets, now: Wor
         remote_port = np.int64(0)
     key = inside_word(device, packet, packet.source_port, remote_port)
     settings, flows = nat.settings[0], nat.flows
-    slot = find_outbound(
-        settings, nat.heads, flows, key, packet.source_hi, packet.source_lo, packet.destination_hi, packet.destination_lo
-    )
+    slot = find_outbound(settings, nat.heads, flows, key, packet.source_hi, packet.source_lo, packet.destination_hi, packet.destination_lo)
     if slot == 0:
         return NO_MAPPING
     flow = flows[slot]
@@ -104,9 +102,7 @@ def inbound(nat: NatTables, packet: Row, buffer: Octets, now: Word) -> Word:
         remote_port = np.int64(0)
     key = outside_word(packet, packet.destination_port, remote_port)
     settings, flows = nat.settings[0], nat.flows
-    slot = find_inbound(
-        settings, nat.heads, flows, key, packet.destination_hi, packet.destination_lo, packet.source_hi, packet.source_lo
-    )
+    slot = find_inbound(settings, nat.heads, flows, key, packet.destination_hi, packet.destination_lo, packet.source_hi, packet.source_lo)
     if slot != 0 and expired(flows[slot], now):
         remove_flow(nat, slot)
         slot = np.int64(0)

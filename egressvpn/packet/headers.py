@@ -265,7 +265,7 @@ def _parse_icmp(buffer: Octets, packet: Row, remaining: Word) -> Word:
 
 @kernel
 def is_icmp_error(version: Word, kind: Word) -> bool:
-    """The message quotes a packet: in IPv4 unreachable, quench, redirect, time exceeded, parameter problem; in IPv6 every type below 128."""
+    """The message quotes a packet: unreachable, quench, redirect, time exceeded, parameter problem; in IPv6 every type below 128."""
     if version == 6:
         return kind < 128
     return kind == 3 or kind == 4 or kind == 5 or kind == 11 or kind == 12

@@ -70,9 +70,7 @@ def _may_answer6(packet: Row, icmp_type: Word) -> bool:
 
 
 @kernel
-def _build4(
-    out: Octets, at: Word, buffer: Octets, packet: Row, icmp_type: Word, code: Word, info: Word, source: Word
-) -> Word:
+def _build4(out: Octets, at: Word, buffer: Octets, packet: Row, icmp_type: Word, code: Word, info: Word, source: Word) -> Word:
     quote = min(packet.length, MAX_ERROR4 - 28)
     put_be16(out, at, 0x4500 | INTERNETWORK_CONTROL)
     put_be16(out, at + 2, 28 + quote)

@@ -1,8 +1,30 @@
-"""Reading and writing big- and little-endian integers in a byte array. All values are int64."""
+"""Reading and writing big- and little-endian integers in a byte array. All values are int64.
+
+Wide ones are single loads and stores through a view, at any alignment, which takes a little-endian machine; narrow ones
+are put together from octets, which compiles to the same.
+"""
+
+import sys
 
 import numpy as np
 
 from egressvpn.kernel import Octets, Word, kernel
+
+if sys.byteorder != "little":
+    raise ImportError("egressvpn runs on little-endian machines only")
+
+
+@kernel
+def _swap32(word: Word) -> Word:
+    word = ((word & 0x00FF00FF) << 8) | ((word >> 8) & 0x00FF00FF)
+    return ((word & 0xFFFF) << 16) | ((word >> 16) & 0xFFFF)
+
+
+@kernel
+def _swap64(word: Word) -> Word:
+    word = ((word & 0x00FF00FF00FF00FF) << 8) | ((word >> 8) & 0x00FF00FF00FF00FF)
+    word = ((word & 0x0000FFFF0000FFFF) << 16) | ((word >> 16) & 0x0000FFFF0000FFFF)
+    return (word << 32) | ((word >> 32) & 0xFFFFFFFF)
 
 
 @kernel
@@ -18,7 +40,7 @@ def be32(buffer: Octets, offset: Word) -> Word:
 @kernel
 def be64(buffer: Octets, offset: Word) -> Word:
     """The eight bytes as a signed word: IPv6 addresses are two of them."""
-    return (be32(buffer, offset) << 32) | be32(buffer, offset + 4)
+    return _swap64(buffer[offset : offset + 8].view(np.int64)[0])
 
 
 @kernel
@@ -34,7 +56,7 @@ def le32(buffer: Octets, offset: Word) -> Word:
 @kernel
 def le64(buffer: Octets, offset: Word) -> Word:
     """Signed: a counter of 2^63 and more reads negative."""
-    return le32(buffer, offset) | (le32(buffer, offset + 4) << 32)
+    return buffer[offset : offset + 8].view(np.int64)[0]
 
 
 @kernel
@@ -45,14 +67,12 @@ def put_be16(buffer: Octets, offset: Word, value: Word) -> None:
 
 @kernel
 def put_be32(buffer: Octets, offset: Word, value: Word) -> None:
-    put_be16(buffer, offset, value >> 16)
-    put_be16(buffer, offset + 2, value)
+    buffer[offset : offset + 4].view(np.uint32)[0] = _swap32(np.int64(value))
 
 
 @kernel
 def put_be64(buffer: Octets, offset: Word, value: Word) -> None:
-    put_be32(buffer, offset, value >> 32)
-    put_be32(buffer, offset + 4, value)
+    buffer[offset : offset + 8].view(np.int64)[0] = _swap64(np.int64(value))
 
 
 @kernel
@@ -63,11 +83,9 @@ def put_le16(buffer: Octets, offset: Word, value: Word) -> None:
 
 @kernel
 def put_le32(buffer: Octets, offset: Word, value: Word) -> None:
-    put_le16(buffer, offset, value)
-    put_le16(buffer, offset + 2, value >> 16)
+    buffer[offset : offset + 4].view(np.uint32)[0] = value & 0xFFFFFFFF
 
 
 @kernel
 def put_le64(buffer: Octets, offset: Word, value: Word) -> None:
-    put_le32(buffer, offset, value)
-    put_le32(buffer, offset + 4, value >> 32)
+    buffer[offset : offset + 8].view(np.int64)[0] = value

@@ -69,6 +69,7 @@ REFUSED = [
     ("[nat.timeouts]\nicmp = 59\n", 2, "nat.timeouts.icmp", "RFC 5508", '"60s"'),
     ('[nat]\ntimeouts.icmp = "5"\n', 2, "nat.timeouts.icmp", "not a duration", "300s"),
     ('[nat]\nhold_down = "1w"\n', 2, "nat.hold_down", "'1w'", "7d"),
+    (f"[policy]\ndeny = {[f'10.{n >> 8}.{n & 255}.0/24' for n in range(4001)]}\n", 2, "policy.deny", "4001 networks", "merge"),
     ('[policy]\ndeny = ["10.0.0.0/33"]\n', 2, "policy.deny", "not a network", "CIDR"),
     ('[api]\nlisten = ["192.0.2.1:8080"]\n', 2, "api.listen", "no TLS", "127.0.0.1"),
     ('[api]\nlisten = ["0.0.0.0:8080"]\n', 2, "api.listen", "no TLS", "127.0.0.1"),

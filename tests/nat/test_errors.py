@@ -49,6 +49,8 @@ def test_an_error_from_any_router_reaches_the_sender_quoting_what_it_sent(versio
     assert verdict == Verdict.PASS
     external = address(version, row.source_hi, row.source_lo)
     cut = data.draw(st.integers(shortest(original, packet), len(original)))
+    if TCP in packet and cut == shortest(original, packet) + 9:
+        cut += 1  # a checksum cut through its middle cannot be mended
     before = gateway.octets()
 
     verdict, row, octets = gateway.receive(error(version, choice, router, external, sent[:cut]), 30)
@@ -77,6 +79,8 @@ def test_an_error_from_inside_leaves_from_the_external_address_quoting_what_came
     verdict, _, received = gateway.receive(reply)
     assert verdict == Verdict.PASS
     cut = data.draw(st.integers(shortest(original, reply), len(original)))
+    if kind == "tcp" and cut == shortest(original, reply) + 9:
+        cut += 1
     before = gateway.octets()
 
     verdict, _, octets = gateway.send(1, error(version, choice, inside, remote, received[:cut]), 30)

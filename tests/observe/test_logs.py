@@ -56,11 +56,11 @@ def test_a_console_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_standard_librarys_log_takes_the_same_way_with_its_traceback(capsys: pytest.CaptureFixture[str], output: str) -> None:
     logs.configure("info", output)
     try:
-        raise ValueError("broken")
+        int("broken")
     except ValueError:
         logging.getLogger("egressvpn.api").exception("Error in ASGI Framework")
     err = capsys.readouterr().err
-    assert "ValueError: broken" in err
+    assert "invalid literal for int() with base 10: 'broken'" in err
     if output == "json":
         assert "ValueError" in json.loads(err)["exception"]
 

@@ -19,7 +19,7 @@ def scrape(gateway: FixedGateway, max_peers: int = 100, accept: str = "") -> dic
     return {(sample.name, frozenset(sample.labels.items())): sample.value for family in families for sample in family.samples}
 
 
-def sample(name: str, **labels: str) -> Sample:
+def sample(name: str, /, **labels: str) -> Sample:
     return name, frozenset(labels.items())
 
 

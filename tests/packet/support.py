@@ -100,7 +100,9 @@ def networks(draw: Any, version: int, source: str | None = None, destination: st
             flags=draw(st.sampled_from(["", "DF"])),
             options=draw(_options4),
         )
-    header = IPv6(src=source, dst=destination, tc=draw(st.integers(0, 255)), fl=draw(st.integers(0, 0xFFFFF)), hlim=draw(st.integers(2, 255)))
+    header = IPv6(
+        src=source, dst=destination, tc=draw(st.integers(0, 255)), fl=draw(st.integers(0, 0xFFFFF)), hlim=draw(st.integers(2, 255))
+    )
     if draw(st.booleans()):
         header = header / IPv6ExtHdrHopByHop(options=[PadN(optdata=bytes(draw(st.sampled_from([4, 12]))))])
     if draw(st.booleans()):

@@ -106,13 +106,17 @@ def test_a_window_that_leaves_the_buffer_is_malformed() -> None:
 
 @pytest.mark.parametrize(("flags", "offset", "expected"), [("MF", 0, FIRST_FRAGMENT), ("MF", 3, LATER_FRAGMENT), ("", 3, LATER_FRAGMENT)])
 def test_ipv4_fragments_are_told_apart(flags: str, offset: int, expected: int) -> None:
-    octets = raw(IP(src="192.0.2.1", dst="192.0.2.2", proto=17, flags=flags, frag=offset) / Raw(raw(UDP(sport=7, dport=9, len=2000)) + bytes(64)))
+    octets = raw(
+        IP(src="192.0.2.1", dst="192.0.2.2", proto=17, flags=flags, frag=offset) / Raw(raw(UDP(sport=7, dport=9, len=2000)) + bytes(64))
+    )
     _, row = parsed(octets)
     assert row.fragment == expected
     assert (row.source_port, row.destination_port) == ((7, 9) if expected == FIRST_FRAGMENT else (0, 0))
 
 
-@pytest.mark.parametrize(("more", "offset", "expected"), [(1, 0, FIRST_FRAGMENT), (1, 3, LATER_FRAGMENT), (0, 3, LATER_FRAGMENT), (0, 0, WHOLE)])
+@pytest.mark.parametrize(
+    ("more", "offset", "expected"), [(1, 0, FIRST_FRAGMENT), (1, 3, LATER_FRAGMENT), (0, 3, LATER_FRAGMENT), (0, 0, WHOLE)]
+)
 def test_ipv6_fragments_are_told_apart(more: int, offset: int, expected: int) -> None:
     header = IPv6(src="2001:db8::1", dst="2001:db8::2") / IPv6ExtHdrFragment(nh=17, m=more, offset=offset)
     _, row = parsed(raw(header / Raw(raw(UDP(sport=7, dport=9, len=72 if expected == WHOLE else 2000)) + bytes(64))))

@@ -33,9 +33,7 @@ REWRITE = {"s": rewrite_source, "d": rewrite_destination}
 
 @given(packets(), st.sampled_from("sd"), ports, st.data())
 @settings(max_examples=150)
-def test_a_new_endpoint_gives_the_packet_scapy_would_build_and_going_back_the_old_one(
-    packet: Any, side: str, port: int, data: Any
-) -> None:
+def test_a_new_endpoint_gives_the_packet_scapy_would_build_and_going_back_the_old_one(packet: Any, side: str, port: int, data: Any) -> None:
     version = network(packet).version
     host = data.draw(addresses4 if version == 4 else addresses6)
     original = raw(packet)
@@ -92,7 +90,9 @@ def test_the_mss_of_a_syn_is_lowered_to_the_limit_at_any_alignment(mss: int, lim
     ip: Any = IP(src="192.0.2.1", dst="198.51.100.2") if version == 4 else IPv6(src="2001:db8::1", dst="2001:db8::2")
     segment = TCP(sport=1, dport=2, flags="S", options=[("NOP", None)] * before + [("MSS", mss), ("WScale", 7), ("EOL", None)])
     buffer, row = parsed(raw(ip / segment))
-    expected = ip / TCP(sport=1, dport=2, flags="S", options=[("NOP", None)] * before + [("MSS", min(mss, limit)), ("WScale", 7), ("EOL", None)])
+    expected = ip / TCP(
+        sport=1, dport=2, flags="S", options=[("NOP", None)] * before + [("MSS", min(mss, limit)), ("WScale", 7), ("EOL", None)]
+    )
     if partial:
         row.partial = 1
         put_be16(buffer, row.transport + 16, pseudo_sum(buffer, row, row.start + row.length - row.transport))
