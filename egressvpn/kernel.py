@@ -13,7 +13,7 @@ House rules for kernels, so that both ways compute the same:
 """
 
 import ctypes
-import importlib.util
+import importlib
 import os
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias, TypeVar
@@ -28,7 +28,19 @@ Row: TypeAlias = Any  # one record of a table
 Table: TypeAlias = Any  # a numpy recarray
 Octets: TypeAlias = Any  # a contiguous uint8 array
 
-JIT: Final[bool] = os.environ.get("EGRESSVPN_JIT", "1") != "0" and importlib.util.find_spec("numba") is not None
+
+def _usable() -> bool:
+    """Whether kernels are to be compiled: wanted, and numba is there and works with this machine's libraries."""
+    if os.environ.get("EGRESSVPN_JIT", "1") == "0":
+        return False
+    try:
+        importlib.import_module("numba")
+    except ImportError:
+        return False
+    return True
+
+
+JIT: Final[bool] = _usable()
 
 _count = 0
 

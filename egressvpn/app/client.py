@@ -9,6 +9,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path as File
@@ -95,7 +96,9 @@ async def _main(
         _send(tunnel, Command.OPEN)
         nursery.start_soon(tunnel.run)
         seconds = round(time.monotonic() - began, 3)
-        print(json.dumps({"event": "ready", "interface": tun.name, "aead": supervisor.aead, "jit": supervisor.jit, "seconds": seconds}), flush=True)
+        announcement = {"event": "ready", "interface": tun.name, "aead": supervisor.aead, "jit": supervisor.jit, "seconds": seconds}
+        sys.stdout.write(json.dumps(announcement) + "\n")
+        sys.stdout.flush()
 
 
 async def _await_signal(scope: trio.CancelScope) -> None:
@@ -131,7 +134,9 @@ def _only_file(directory: File) -> File:
     files = sorted(directory.glob("*.conf"))
     if len(files) != 1:
         found = "no wg-quick file" if not files else f"{len(files)} wg-quick files"
-        raise OperatorError(f"{directory} holds {found}", "put exactly one NAME.conf there, as `egressvpn peer add NAME --conf FILE` writes it")
+        raise OperatorError(
+            f"{directory} holds {found}", "put exactly one NAME.conf there, as `egressvpn peer add NAME --conf FILE` writes it"
+        )
     return files[0]
 
 
@@ -142,5 +147,7 @@ def _resolve(peer: PeerSection) -> tuple[str, int] | None:
     try:
         found = socket.getaddrinfo(peer.endpoint.host, peer.endpoint.port, type=socket.SOCK_DGRAM)
     except socket.gaierror as error:
-        raise OperatorError(f"cannot resolve the endpoint {peer.endpoint}: {error.strerror}", "check the name, or write an address") from None
+        raise OperatorError(
+            f"cannot resolve the endpoint {peer.endpoint}: {error.strerror}", "check the name, or write an address"
+        ) from None
     return str(found[0][4][0]), int(found[0][4][1])

@@ -13,6 +13,7 @@ import trio
 
 from egressvpn.addresses import IPNetwork, words
 from egressvpn.app.egress import external4, external6, pool_addresses
+from egressvpn.control.devices import gateway_address
 from egressvpn.control.schema import Config
 from egressvpn.control.store import Device, Store
 from egressvpn.control.tunnel import Tunnel
@@ -40,7 +41,7 @@ class Fleet:
         self._config = config
         self._store = store
         self._tunnel = tunnel
-        self._free = list(range(config.wireguard.max_devices - 1, 0, -1))
+        self._free = list(range(config.wireguard.max_devices, 0, -1))
         self._taken6: set[IPv6Address] = set()
         self._addresses = {pool.name: pool_addresses(pool.addresses) for pool in config.pools}
         self._first_slot: dict[str, int] = {}
@@ -61,14 +62,12 @@ class Fleet:
             self._first_slot[pool.name] = slot
             for address in self._addresses[pool.name]:
                 self.pool_of_slot[slot] = pool.name
-                self._send(
-                    Command.ADD_POOL, external4=slot, low=int(address), port_low=pool.ports.low, port_high=pool.ports.high
-                )
+                self._send(Command.ADD_POOL, external4=slot, low=int(address), port_low=pool.ports.low, port_high=pool.ports.high)
                 slot += 1
         for prefix in (*self._config.policy.deny, *self._config.tunnel.networks):
             self._send_prefix(Command.ADD_DENIED, 0, prefix)
         self.refresh()
-        inner = [next(iter(network.hosts())) for network in self._config.tunnel.networks]
+        inner = [gateway_address(network) for network in self._config.tunnel.networks]
         low4 = next((int(address) for address in inner if address.version == 4), 0)
         high6, low6 = next((words(address) for address in inner if address.version == 6), (0, 0))
         self._send(Command.OPEN, internal4=low4, internal6_hi=high6, internal6_lo=low6)
@@ -100,11 +99,11 @@ class Fleet:
             if name not in wanted or _identity(wanted[name]) != _identity(member.device):
                 self._remove(member)
         for device in devices:
-            member = self.members.get(device.name)
-            if member is None:
+            known = self.members.get(device.name)
+            if known is None:
                 self._add(device)
-            elif member.device != device:
-                self._change(member, device)
+            elif known.device != device:
+                self._change(known, device)
         self._revision = revision
         self._tunnel.flush()
 
@@ -123,7 +122,7 @@ class Fleet:
         shown4 = "" if position is None else str(self._addresses[pool.name][position])
         member = Member(self._free.pop(), device, shown4, "" if address6 is None else str(address6))
         self.members[device.name] = self.by_slot[member.slot] = member
-        self._tunnel.interface.add_peer(member.slot, device.public_key, device.preshared_key or bytes(32))
+        self._admit(member)
         self._send_device(member, 0 if position is None else self._first_slot[pool.name] + position, address6)
         for address in device.addresses:
             self._send_prefix(Command.ADD_PREFIX, member.slot, ip_network(address))
@@ -139,8 +138,19 @@ class Fleet:
         position = external4(str(device.id), self._addresses[device.pool])
         address6 = IPv6Address(member.external6) if member.external6 else None
         self._send_device(changed, 0 if position is None else self._first_slot[device.pool] + position, address6)
+        self._admit(changed)
+
+    def _admit(self, member: Member) -> None:
+        """Handshakes are for enabled devices only; to others the gateway is silent and their sessions end."""
+        device = member.device
         if not device.enabled:
+            self._tunnel.interface.remove_peer(member.slot)
             self._tunnel.send(Command.CLEAR, member.slot)
+            return
+        try:
+            self._tunnel.interface.add_peer(member.slot, device.public_key, device.preshared_key or bytes(32))
+        except ValueError as error:
+            self._leave_out(device, f"{device.name} cannot have its key: {error}")
 
     def _remove(self, member: Member) -> None:
         del self.members[member.device.name], self.by_slot[member.slot]

@@ -10,6 +10,7 @@ import os
 import secrets
 import signal
 import struct
+import sys
 import time
 from contextlib import ExitStack
 from typing import Final
@@ -22,7 +23,7 @@ from egressvpn.api.http import serve
 from egressvpn.app.entry import run_trio
 from egressvpn.app.fleet import Fleet
 from egressvpn.app.view import View
-from egressvpn.control.config import load_private_key
+from egressvpn.control.config import load, load_private_key
 from egressvpn.control.schema import Config
 from egressvpn.control.store import Store, open_store
 from egressvpn.control.supervisor import Supervisor
@@ -30,6 +31,7 @@ from egressvpn.control.tunnel import NANOSECOND, Tunnel
 from egressvpn.dataplane import arena
 from egressvpn.dataplane.layout import Limits, layout
 from egressvpn.dataplane.tables import GATEWAY
+from egressvpn.errors import OperatorError
 from egressvpn.nat import tables as nat_tables
 from egressvpn.nat.tables import NatTables
 from egressvpn.netio.netlink import Netlink
@@ -42,7 +44,7 @@ from egressvpn.wireguard.interface import Interface
 
 log = structlog.get_logger(__name__)
 
-WATCH_INTERVAL: Final = 0.25  # s between two looks at the store's revision: a change is in the data path within 1 s
+WATCH_INTERVAL: Final = 0.5  # s between two looks at the store's revision: a change is in the data path within 1 s
 JOURNAL: Final = "sysctl.json"  # in state_dir: what to restore
 FILTERING: Final = {
     "endpoint-independent": nat_tables.ENDPOINT_INDEPENDENT,
@@ -121,7 +123,7 @@ def _arena(config: Config, tun: Tun) -> arena.Arena:
 async def _main(
     config: Config, private_key: bytes, store: Store, sockets: list[UdpSocket], tun: Tun, memory: arena.Arena, began: float
 ) -> None:
-    supervisor = Supervisor(memory, limits(config), tun.fd, [udp.fd for udp in sockets])
+    supervisor = Supervisor(memory, limits(config), tun.fd, [udp.fd for udp in sockets], config.dataplane.jit)
     indexes = SessionIndexes(memory.tables["sessions"].size, 0, secrets.token_bytes)
     tunnel = Tunnel(supervisor, Interface(private_key, indexes, secrets.token_bytes), sockets)
     fleet = Fleet(config, store, tunnel)
@@ -146,17 +148,18 @@ async def _main(
             "jit": supervisor.jit,
             "seconds": round(seconds, 3),
         }
-        print(json.dumps(announcement), flush=True)
+        sys.stdout.write(json.dumps(announcement) + "\n")
+        sys.stdout.flush()
         systemd.notify("READY=1")
         log.info("ready", seconds=round(seconds, 3), devices=len(fleet))
 
 
 async def _await_signal(scope: trio.CancelScope, view: View) -> None:
-    """SIGTERM and SIGINT end the gateway; SIGHUP reads the store again at once."""
+    """SIGTERM and SIGINT end the gateway; SIGHUP looks at the configuration and at the store at once."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async for number in signals:
             if number == signal.SIGHUP:
-                await trio.to_thread.run_sync(view.fleet.refresh)
+                await _reload(view)
                 continue
             log.info("stopping", signal=signal.Signals(number).name)
             systemd.notify("STOPPING=1")
@@ -165,9 +168,20 @@ async def _await_signal(scope: trio.CancelScope, view: View) -> None:
             return
 
 
+async def _reload(view: View) -> None:
+    """Devices follow at once. What else changed in the configuration is checked, and waits for the next start."""
+    await view.fleet.follow()
+    try:
+        changed = load(view.config.path) != view.config
+    except OperatorError as error:
+        log.error("the configuration has a mistake; the gateway goes on with what it has", error=str(error))
+        return
+    if changed:
+        log.warning("the configuration changed; it takes effect with the next start")
+
+
 async def _watch(fleet: Fleet) -> None:
     """Bring what changed in the store into the data path."""
     while True:
         await trio.sleep(WATCH_INTERVAL)
         await fleet.follow()
-

@@ -33,7 +33,7 @@ class View:
         self.ready = False
         self.stopping = False
         self.fleet = fleet
-        self._config = config
+        self.config = config
         self._supervisor = supervisor
         self._tunnel = tunnel
         self._began = began
@@ -56,14 +56,14 @@ class View:
         health = [*reasons, *self._attention(counters)]
         state = "stopping" if self.stopping else "starting" if not self.ready else "degraded" if health else "ready"
         return Status(
-            name=self._config.gateway.name,
+            name=self.config.gateway.name,
             version=__version__,
             state=state,  # type: ignore[typeddict-item]
             reasons=reasons,
             uptime_seconds=round(time.monotonic() - self._began, 3),
-            interface=self._config.tunnel.interface,
+            interface=self.config.tunnel.interface,
             public_key=counters.public_key,
-            listen=[str(at) for at in self._config.wireguard.listen],
+            listen=[str(at) for at in self.config.wireguard.listen],
             workers=[self._worker()],
             pools=self._pools(counters),
             devices={
@@ -92,7 +92,7 @@ class View:
         array = self._counters
         settings = self._nat.settings[0]
         return Counters(
-            interface=self._config.tunnel.interface,
+            interface=self.config.tunnel.interface,
             public_key=base64.b64encode(self._tunnel.interface.public_key).decode(),
             devices=len(self.fleet),
             traffic={
@@ -130,7 +130,7 @@ class View:
         if self.fleet.store_error:
             found.append(f"the store is away, changes are not seen: {self.fleet.store_error}")
         if counters.slice_violations:
-            found.append(f"{counters.slice_violations} packets had a port outside this gateway's slice and were stopped: report this as a bug")
+            found.append(f"{counters.slice_violations} packets had a port outside our slice and were stopped: report this as a bug")
         if not self._supervisor.jit:
             found.append("the data path runs interpreted and is slow: install numba, or set [dataplane] jit = true")
         return [*found, *self.fleet.left_out.values()]
@@ -158,7 +158,7 @@ class View:
                 country=pool.country,
                 city=pool.city,
             )
-            for pool in self._config.pools
+            for pool in self.config.pools
         ]
 
     def _ports_used(self) -> list[PortsUsed]:

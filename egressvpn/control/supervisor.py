@@ -5,6 +5,7 @@ nothing that its successor or the kernel's steering counts on; what waits in the
 """
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -17,8 +18,8 @@ import structlog
 import trio
 
 from egressvpn.dataplane.arena import Arena
-from egressvpn.dataplane.layout import Limits
 from egressvpn.dataplane.channel import COMMAND, EVENT, Event
+from egressvpn.dataplane.layout import Limits
 from egressvpn.errors import OperatorError
 
 log = structlog.get_logger(__name__)
@@ -32,8 +33,9 @@ MAX_QUEUED: Final = 262_144  # commands waiting for a worker; more is a bug
 class Supervisor:
     """One worker process. `events` are handed to the callback as records of dtype EVENT."""
 
-    def __init__(self, arena: Arena, limits: Limits, tun: int, sockets: list[int]) -> None:
+    def __init__(self, arena: Arena, limits: Limits, tun: int, sockets: list[int], jit: bool = True) -> None:
         self.arena = arena
+        self._environment = dict(os.environ) if jit else {**os.environ, "EGRESSVPN_JIT": "0"}
         self._limits = limits
         self._tun = tun
         self._sockets = sockets
@@ -84,6 +86,8 @@ class Supervisor:
             elif kind is Event.READY:
                 self.aead, self.jit = ("libcrypto" if event.first else "libsodium"), bool(event.second)
                 log.info("worker ready", pid=self.pid, aead=self.aead, jit=self.jit)
+                if not self.jit:
+                    log.warning("the data path runs interpreted, a hundred times slower; it wants numba and [dataplane] jit = true")
                 self.ready.set()
             elif kind is Event.FAILED:
                 log.error("worker failed", traceback=text)
@@ -117,7 +121,7 @@ class Supervisor:
             *("--limits", json.dumps(asdict(self._limits))),
         ]
         command = [sys.executable, "-m", "egressvpn.dataplane.worker", *arguments]
-        return await trio.lowlevel.open_process(command, pass_fds=descriptors, stdin=subprocess.DEVNULL)
+        return await trio.lowlevel.open_process(command, pass_fds=descriptors, stdin=subprocess.DEVNULL, env=self._environment)
 
     async def _stop(self) -> None:
         if self.process is not None and self.process.returncode is None:

@@ -122,9 +122,7 @@ class Tunnel:
         return record
 
     def _on_handshake(self, event: Any, now: int, wall_ns: int) -> None:
-        path = Path(
-            bytes(event.remote[: int(event.remote_length)]), bytes(event.local[: int(event.local_length)]), int(event.socket)
-        )
+        path = Path(bytes(event.remote[: int(event.remote_length)]), bytes(event.local[: int(event.local_length)]), int(event.socket))
         began = time.perf_counter()
         verdict = self.interface.receive(bytes(event.octets[: int(event.length)]), path, now, wall_ns)
         seconds = time.perf_counter() - began

@@ -9,7 +9,7 @@ import ctypes.util
 import os
 from typing import Final
 
-import nacl.bindings  # noqa: F401  (its import initialises libsodium, which selects the fast code)
+import nacl.bindings
 
 from egressvpn.dataplane.local import CIPHER, CONTEXT_WORDS, LENGTHS, NONCE, PARAMS, TAG_NAME, Local
 from egressvpn.kernel import Octets, Row, Table, Word, foreign, kernel

@@ -23,4 +23,6 @@ class Bundle(NamedTuple):
 def bundle(local: Local, arena: Arena) -> Bundle:
     """The arena's tables together with a process's own memory."""
     tables = arena.tables
-    return Bundle(local, arena.bundle(WorkerTables), arena.bundle(WireGuardTables), tables["prefixes"], tables["denied"], arena.bundle(NatTables))
+    return Bundle(
+        local, arena.bundle(WorkerTables), arena.bundle(WireGuardTables), tables["prefixes"], tables["denied"], arena.bundle(NatTables)
+    )

@@ -5,7 +5,6 @@ a hash of every source file, the libraries and the processor.
 """
 
 import hashlib
-import importlib.util
 import os
 import platform
 import shutil
@@ -78,7 +77,3 @@ def mark_warm() -> bool:
         return False
     (directory / "warm").touch()
     return True
-
-
-def jit_available() -> bool:
-    return os.environ.get("EGRESSVPN_JIT", "1") != "0" and importlib.util.find_spec("numba") is not None

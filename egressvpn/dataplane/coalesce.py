@@ -129,15 +129,20 @@ def _headers_alike(octets: Octets, held: Row, packet: Row) -> bool:
                 return False
     elif be32(octets, mine) != be32(octets, other) or octets[mine + 7] != octets[other + 7]:
         return False
-    if packet.protocol == TCP:
-        tcp = held.transport
-        if be32(octets, mine + tcp + 8) != be32(octets, other + tcp + 8) or octets[mine + tcp + 12] != octets[other + tcp + 12]:
+    return packet.protocol != TCP or _tcp_alike(octets, held, packet)
+
+
+@kernel
+def _tcp_alike(octets: Octets, held: Row, packet: Row) -> bool:
+    """Acknowledgment, header length, window, urgent pointer and options."""
+    mine, other = held.start + held.transport, packet.transport
+    if be32(octets, mine + 8) != be32(octets, other + 8) or octets[mine + 12] != octets[other + 12]:
+        return False
+    if be16(octets, mine + 14) != be16(octets, other + 14) or be16(octets, mine + 18) != be16(octets, other + 18):
+        return False
+    for offset in range(20, held.headers - held.transport):
+        if octets[mine + offset] != octets[other + offset]:
             return False
-        if be16(octets, mine + tcp + 14) != be16(octets, other + tcp + 14) or be16(octets, mine + tcp + 18) != be16(octets, other + tcp + 18):
-            return False
-        for offset in range(tcp + 20, held.headers):
-            if octets[mine + offset] != octets[other + offset]:
-                return False
     return True
 
 

@@ -13,7 +13,6 @@ from egressvpn.dataplane.bundle import Bundle
 from egressvpn.dataplane.channel import Event
 from egressvpn.dataplane.coalesce import emit, flush_all
 from egressvpn.dataplane.local import (
-    BATCH,
     CONTROL_STRIDE,
     CONTROLS,
     DATAGRAM_BYTES,

@@ -22,7 +22,6 @@ memcpy = foreign(libc, "memcpy", "p", "p", "p", "p")
 _errno_location = foreign(libc, "__errno_location", "p")
 
 
-
 @kernel
 def copy(target: Octets, at: Word, source: Octets, start: Word, size: Word) -> None:
     """Copy `size` octets between regions that do not overlap. Both ends are bounds-checked by touching them."""

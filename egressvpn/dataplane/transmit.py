@@ -18,7 +18,6 @@ from egressvpn.dataplane.local import (
     MAX_SEGMENTS,
     MAX_SEND,
     OUT,
-    OUT_BYTES,
     SEND_CONTROL,
     SEND_MESSAGE,
     UDP_FDS,

@@ -4,6 +4,7 @@ Started by control as `python -m egressvpn.dataplane.worker --arena FD …`. Kil
 the same arena: packets, timers and counters as they stood, cipher contexts made again from the keys in the arena.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -18,10 +19,9 @@ from typing import Any, Final
 import click
 
 from egressvpn.dataplane import cache
-from egressvpn.dataplane.layout import Limits, layout
 from egressvpn.dataplane.channel import DATAGRAM_BYTES, EVENT, Event
+from egressvpn.dataplane.layout import Limits, layout
 from egressvpn.kernel import JIT, kernels
-
 
 TURNS: Final = 1_000_000  # polls before Python has a look; commands and the end of control bring it back at once
 PR_SET_TIMERSLACK: Final = 29
@@ -36,10 +36,8 @@ def announce(channel: socket.socket, kind: Event, first: int = 0, second: int = 
     octets = text.encode()[:DATAGRAM_BYTES]
     event["octets"][0, : len(octets)] = np.frombuffer(octets, np.uint8)
     event["length"] = len(octets)
-    try:
+    with contextlib.suppress(OSError):
         channel.send(event.tobytes(), socket.MSG_DONTWAIT)
-    except OSError:
-        pass
 
 
 @click.command()
@@ -55,7 +53,7 @@ def main(arena: int, channel: int, tun: int, udp: str, limits: str) -> None:
     link = socket.socket(fileno=channel)
     try:
         _serve(arena, link, tun, [int(fd) for fd in udp.split(",")], Limits(**json.loads(limits)))
-    except Exception:
+    except Exception:  # noqa: BLE001  (a bug: say it on both ways, and let control start the next worker)
         text = traceback.format_exc()
         announce(link, Event.FAILED, text=text[-DATAGRAM_BYTES:])
         sys.stderr.write(text)
@@ -76,7 +74,7 @@ def _serve(arena_fd: int, link: socket.socket, tun: int, sockets: list[int], lim
     aead.prepare(b.local)
     _compile(b, link, warm)
     if JIT and not warm and cache.mark_warm():
-        os.execv(sys.executable, sys.orig_argv)  # the compiler's memory is several times ours: leave it behind
+        os.execv(sys.executable, sys.orig_argv)  # noqa: S606  (the compiler's memory is several times ours: leave it behind)
     worker = b.work.worker[0]
     if worker.starts > 0:
         recover(b)

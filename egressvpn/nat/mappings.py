@@ -18,6 +18,8 @@ MAPPING_TABLE_FULL: Final = int(Verdict.MAPPING_TABLE_FULL)
 NO_EXTERNAL_ADDRESS: Final = int(Verdict.NO_EXTERNAL_ADDRESS)
 PORTS_EXHAUSTED: Final = int(Verdict.PORTS_EXHAUSTED)
 
+SAME_PORT: Final = V6 | 0xFFFFFF0000  # of an inside word: what the outside word of an IPv6 mapping is
+
 
 @kernel
 def find_mapping_outbound(settings: Row, heads: Octets, mappings: Table, key: Word, hi: Word, lo: Word) -> Word:
@@ -45,7 +47,7 @@ def find_mapping_inbound(settings: Row, heads: Octets, mappings: Table, key: Wor
 
 @kernel
 def add_mapping(nat: NatTables, key: Word, hi: Word, lo: Word, now: Word) -> Word:
-    """Give an internal endpoint an external one. Returns the slot, or the negated verdict why not."""
+    """Give an internal endpoint an external one, in IPv6 one that is not taken. Returns the slot, or the negated verdict why not."""
     settings = nat.settings[0]
     if settings.mapping_free == 0 and settings.mapping_high + 1 >= nat.mappings.size:
         return -MAPPING_TABLE_FULL
@@ -53,11 +55,9 @@ def add_mapping(nat: NatTables, key: Word, hi: Word, lo: Word, now: Word) -> Wor
     word = key & (V6 | 0xFF00000000)
     if key & V6:
         external_hi, external_lo, pool = owner.external6_hi, owner.external6_lo, 0
-        word = key & (V6 | 0xFFFFFF0000)
+        word = key & SAME_PORT
         if external_hi == 0 and external_lo == 0:
             return -NO_EXTERNAL_ADDRESS
-        if find_mapping_inbound(settings, nat.heads, nat.mappings, word, external_hi, external_lo) != 0:
-            return -PORTS_EXHAUSTED  # another internal address of the device has this port
     else:
         external_hi, external_lo, pool = 0, nat.pool[owner.external4].address, owner.external4
         if pool == 0 or external_lo == 0:

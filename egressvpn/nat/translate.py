@@ -24,7 +24,7 @@ from egressvpn.nat.flows import (
     timeout_of,
 )
 from egressvpn.nat.keys import DEVICE_SHIFT, PORTLESS, inside_word, outside_word
-from egressvpn.nat.mappings import add_mapping, find_mapping_inbound, find_mapping_outbound
+from egressvpn.nat.mappings import SAME_PORT, add_mapping, find_mapping_inbound, find_mapping_outbound
 from egressvpn.nat.tables import ADDRESS_AND_PORT_DEPENDENT, ADDRESS_DEPENDENT, NatTables
 from egressvpn.nat.tcp import ACTIVE, BOTH_FIN, CLIENT, DATA, ESTABLISHED, FIN, FREE, INIT, NEXT, REMOTE_INIT, RST, SERVER, SYN, TRANS
 from egressvpn.packet.headers import ECHO_REPLY, ECHO_REPLY6, ECHO_REQUEST, ECHO_REQUEST6, TCP, UDP, WHOLE
@@ -37,6 +37,7 @@ FRAGMENT: Final = int(Verdict.FRAGMENT)
 NO_MAPPING: Final = int(Verdict.NO_MAPPING)
 FILTERED: Final = int(Verdict.FILTERED)
 FLOW_TABLE_FULL: Final = int(Verdict.FLOW_TABLE_FULL)
+PORTS_EXHAUSTED: Final = int(Verdict.PORTS_EXHAUSTED)
 NO_EXTERNAL_ADDRESS: Final = int(Verdict.NO_EXTERNAL_ADDRESS)
 SLICE_VIOLATION: Final = int(Verdict.SLICE_VIOLATION)
 UNMATCHED_ICMP_ERROR: Final = int(Verdict.UNMATCHED_ICMP_ERROR)
@@ -144,6 +145,8 @@ def open_outbound(nat: NatTables, device: Word, packet: Row, now: Word) -> Word:
     if mapping != 0:
         settle_mapping(nat, mapping, now)
     if mapping == 0 or nat.mappings[mapping].state == FREE:
+        if packet.version == 6 and _taken(nat, device, key, now):
+            return PORTS_EXHAUSTED
         mapping = add_mapping(nat, key & PORTLESS, hi, lo, now)
         if mapping < 0:
             return -mapping
@@ -152,6 +155,14 @@ def open_outbound(nat: NatTables, device: Word, packet: Row, now: Word) -> Word:
         state = INIT if packet.tcp_flags & SYN_FLAG else TRANS
     add_flow(nat, mapping, packet.destination_hi, packet.destination_lo, remote_port, state, now)
     return PASS
+
+
+@kernel
+def _taken(nat: NatTables, device: Word, key: Word, now: Word) -> bool:
+    """Whether another internal IPv6 address has this port of the device's external one."""
+    owner = nat.subscribers[device]
+    other = find_mapping_inbound(nat.settings[0], nat.heads, nat.mappings, key & SAME_PORT, owner.external6_hi, owner.external6_lo)
+    return other != 0 and (settle_mapping(nat, other, now) or nat.mappings[other].state != FREE)
 
 
 @kernel

@@ -2,7 +2,7 @@
 
 Sums are ones-complement sums of big-endian 16-bit words, folded into 16 bits. 2^16 is 1 modulo 2^16 - 1, so words of 32
 bits may be added as they are and folded at the end. The sum of anything but zeros is never 0, so an adjusted checksum
-equals the one computed anew.
+equals the one computed anew, unless all it covers became zero (which only an ICMP message can: `rewrite` sees to it).
 """
 
 from typing import Final

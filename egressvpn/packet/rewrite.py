@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from egressvpn.kernel import Octets, Row, Word, kernel
-from egressvpn.packet.checksum import adjust, adjust_partial, adjust_udp, difference
+from egressvpn.packet.checksum import adjust, adjust_partial, adjust_udp, difference, sum16
 from egressvpn.packet.headers import ABSENT, ICMP, LATER_FRAGMENT, TCP, UDP, is_echo
 from egressvpn.packet.octets import be16, put_be16, put_be32, put_be64
 
@@ -87,14 +87,22 @@ def _rewrite_icmp(buffer: Octets, packet: Row, identifier: Word, delta: Word) ->
         delta = np.int64(0)
     if packet.partial != 0:
         adjust_partial(buffer, at, delta)
-        delta = np.int64(0)
     if is_echo(packet.version, packet.icmp_type):
         delta += (0xFFFF ^ packet.source_port) + identifier
         put_be16(buffer, packet.transport + 4, identifier)
         packet.source_port = identifier
         packet.destination_port = identifier
-    if delta != 0 and packet.partial == 0:
+    if packet.partial == 0:
         adjust(buffer, at, delta)
+        if packet.protocol == ICMP and be16(buffer, at) == 0:
+            _mend_zeros(buffer, packet)
+
+
+@kernel
+def _mend_zeros(buffer: Octets, packet: Row) -> None:
+    """An ICMP message of zeros only (an empty echo reply) is the one sum of 0 there is: its checksum is 0xFFFF, not 0."""
+    if sum16(buffer, packet.transport, packet.start + packet.length - packet.transport) == 0:
+        put_be16(buffer, packet.transport + 2, 0xFFFF)
 
 
 @kernel

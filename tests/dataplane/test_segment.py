@@ -12,8 +12,8 @@ from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 
 from egressvpn.dataplane.channel import Event
-from egressvpn.dataplane.loop import run
 from egressvpn.dataplane.local import TUN_IN
+from egressvpn.dataplane.loop import run
 from egressvpn.dataplane.segment import handle_tun, read_tun
 from egressvpn.dataplane.tables import MAX_STAGED, Counter
 from egressvpn.dataplane.transmit import flush_run

@@ -74,7 +74,7 @@ def test_forwarding_set_by_the_gateway_is_set_back(lab: Lab, idle_gateway: Egres
     lab.sysctl(lab.gateway, net__ipv4__ip_forward=0, net__ipv6__conf__all__forwarding=0)
     try:
         before = kernel_state(lab)
-        idle_gateway.edit(r"(?m)^#? ?set_sysctls = .*$|^\[gateway\]$", "[gateway]\nset_sysctls = true")
+        idle_gateway.edit(r"set_sysctls = \w+", "set_sysctls = true")
         idle_gateway.start()
         assert idle_gateway.stop() == 0
         assert kernel_state(lab)["sysctls"] == before["sysctls"]
@@ -86,6 +86,7 @@ def test_forwarding_switched_off_is_refused_with_a_clear_line(lab: Lab, idle_gat
     lab.sysctl(lab.gateway, net__ipv4__ip_forward=0, net__ipv6__conf__all__forwarding=0)
     try:
         before = kernel_state(lab)
+        idle_gateway.edit(r"set_sysctls = \w+", "set_sysctls = false")
         assert "forward" in refusal(idle_gateway)
         assert kernel_state(lab) == before
     finally:

@@ -134,6 +134,16 @@ def test_a_contacted_address_may_call_only_while_a_flow_with_it_lives() -> None:
     assert_consistent(gateway.nat)
 
 
+def test_an_address_contacted_long_ago_is_filtered_though_the_mapping_lives_on() -> None:
+    gateway = Gateway()
+    external = gateway.external(1, out("udp"))
+    gateway.external(1, out("udp", remote=OTHER), 200)
+    gateway.external(1, out("udp", port=5), 200)
+    assert gateway.receive(into("udp", external, rport=81), 310)[0] == Verdict.FILTERED
+    assert gateway.receive(into("udp", external, remote=OTHER, rport=81), 310)[0] == Verdict.PASS
+    assert_consistent(gateway.nat)
+
+
 @pytest.mark.parametrize(("kind", "timeout"), [("udp", 300), ("icmp", 60)])
 def test_a_flow_lives_its_timeout_and_both_directions_prolong_it(kind: str, timeout: int) -> None:
     gateway = Gateway()
@@ -235,6 +245,7 @@ def test_ipv6_never_gives_one_external_endpoint_to_two_inner_addresses() -> None
     assert gateway.external(1, IPv6(src="fd64::5", dst=REMOTE6) / UDP(sport=7)) == (Gateway.external6(1), 7)
     assert gateway.send(1, IPv6(src="fd64::6", dst=REMOTE6) / UDP(sport=7))[0] == Verdict.PORTS_EXHAUSTED
     assert gateway.external(1, IPv6(src="fd64::6", dst=REMOTE6) / UDP(sport=8)) == (Gateway.external6(1), 8)
+    assert gateway.external(1, IPv6(src="fd64::6", dst=REMOTE6) / UDP(sport=7), 300) == (Gateway.external6(1), 7)  # once it is idle
 
 
 def test_pings_of_one_identifier_to_many_hosts_share_one_external_identifier() -> None:

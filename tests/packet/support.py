@@ -67,7 +67,7 @@ def as_words(text: str) -> tuple[int, int]:
 
 ports = st.integers(0, 65535) | st.sampled_from([0, 1, 65535])
 payloads = st.binary(max_size=80)
-addresses4 = st.integers(1 << 24, (224 << 24) - 1).map(lambda n: address(4, 0, n))
+addresses4 = st.integers(1 << 24, (224 << 24) - 1).filter(lambda n: n >> 24 != 127).map(lambda n: address(4, 0, n))
 addresses6 = st.tuples(st.integers(0x20 << 56, 0x3F << 56), st.integers(-(1 << 63), (1 << 63) - 1)).map(lambda w: address(6, *w))
 
 _options4 = st.sampled_from(

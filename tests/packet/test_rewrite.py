@@ -48,6 +48,16 @@ def test_a_new_endpoint_gives_the_packet_scapy_would_build_and_going_back_the_ol
     assert taken(buffer, row) == original
 
 
+@pytest.mark.parametrize("identifier", [0, 7, 0xFFFF])
+def test_a_reply_that_becomes_all_zeros_has_the_checksum_of_zeros(identifier: int) -> None:
+    packet = IP(src="192.0.2.1", dst="198.51.100.2") / ICMP(type=0, id=identifier, seq=0) / Raw(bytes(9))
+    buffer, row = parsed(raw(packet))
+    rewrite_destination(buffer, row, *as_words("100.64.0.9"), 0)
+    octets = taken(buffer, row)
+    assert octets == raw(with_endpoint(packet, "d", "100.64.0.9", 0))
+    assert octets[20:24] == b"\0\0\xff\xff"
+
+
 @given(packets(("tcp", "udp")), st.sampled_from("sd"), ports, st.data())
 @settings(max_examples=60)
 def test_a_partial_checksum_follows_the_addresses_and_completes_to_the_right_one(packet: Any, side: str, port: int, data: Any) -> None:
