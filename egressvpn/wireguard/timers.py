@@ -163,5 +163,5 @@ def rekey_wanted_on_receive(session: Row, now: Word) -> Word:
 
 @kernel
 def jitter(device: Row) -> Word:
-    """0 to 333 ms, spread over devices by the last hundredth of what was heard: no two sides keep step."""
+    """0 to 333 ms, from the moment of the last handshake: random enough that two sides do not keep step, without a generator."""
     return (device.last_handshake // MILLISECOND) % (REKEY_TIMEOUT_JITTER_MAX // MILLISECOND) * MILLISECOND

@@ -4,6 +4,7 @@ A SEQPACKET pair keeps message boundaries as a TUN does, so what the kernels wri
 Time is a number that the test passes in.
 """
 
+import os
 import socket
 import struct
 from dataclasses import dataclass
@@ -37,8 +38,10 @@ class Rig:
     peer: socket.socket
     channel: socket.socket
     kept: list[Any]
+    fd: int  # of the arena
 
     def close(self) -> None:
+        os.close(self.fd)
         for end in (self.tun, self.peer, self.channel, *self.kept):
             end.close()
 
@@ -120,7 +123,7 @@ def rig(mode: int = CLIENT, limits: Limits = LIMITS) -> Rig:
     worker = b.work.worker[0]
     worker.mode, worker.mtu, worker.gso, worker.uso, worker.open = mode, limits.mtu, 1, 1, 1
     worker.icmp_tokens = 100
-    return Rig(b, outer_tun, peer, outer_channel, [udp, inner_tun, inner_channel])
+    return Rig(b, outer_tun, peer, outer_channel, [udp, inner_tun, inner_channel], memory.fd)
 
 
 def seal(index: int, counter: int, text: bytes, key: bytes = TO_GATEWAY, padded: bool = True) -> bytes:

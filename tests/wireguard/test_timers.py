@@ -130,12 +130,11 @@ def test_keys_are_zeroed_540_s_after_the_last_session_and_reported_until_done() 
 
 def test_several_deadlines_are_reported_together() -> None:
     device = fresh_device()
-    receive_data(device, T0)
-    send_data(device, T0)
-    receive_data(device, T0)
-    device.handshake_due = T0 + 10 * SECOND
+    timers.on_session_installed(device, T0)
+    timers.on_data_sent(device, T0)
+    timers.on_data_received(device, T0)
 
-    assert timers.due(device, T0 + 10 * SECOND) == DUE_KEEPALIVE | DUE_HANDSHAKE
+    assert timers.due(device, T0 + 600 * SECOND) == DUE_KEEPALIVE | DUE_HANDSHAKE | DUE_ZERO
 
 
 def test_control_is_asked_for_a_session_once_per_5_s() -> None:

@@ -41,7 +41,7 @@ def test_a_wall_clock_set_back_does_not_show_to_another_peer() -> None:
 
 def test_many_peers_do_not_drive_the_clock_ahead() -> None:
     clock = TimestampClock()
-    for _ in range(10_000):
-        stamp = clock.next(2_000 * SECOND, NO_TIMESTAMP)
 
-    assert stamp == TimestampClock().next(2_000 * SECOND, NO_TIMESTAMP)
+    stamps = {clock.next(2_000 * SECOND, NO_TIMESTAMP) for _ in range(10_000)}
+
+    assert stamps == {TimestampClock().next(2_000 * SECOND, NO_TIMESTAMP)}
