@@ -16,7 +16,7 @@ from scapy.layers.inet6 import (
 from scapy.packet import Raw
 
 from egressvpn.verdict import Verdict
-from tests.nat.support import Gateway, assert_consistent
+from tests.nat.support import POOL4, Gateway, assert_consistent
 from tests.packet.support import address, networks, raw, transport, transports
 
 INSIDE, REMOTE, ROUTER = "100.64.0.5", "198.51.100.7", "192.0.2.99"
@@ -142,6 +142,12 @@ def test_an_error_about_no_flow_of_ours_is_dropped(change: dict[str, Any]) -> No
         setattr(quoted[UDP] if name in ("sport", "dport") else quoted, name, value)
     del quoted.chksum
     assert gateway.receive(error(4, 0, ROUTER, IP(sent).src, raw(quoted)))[0] == Verdict.UNMATCHED_ICMP_ERROR
+
+
+def test_an_error_must_be_addressed_to_the_source_of_what_it_quotes() -> None:
+    gateway, sent, _ = one_flow()
+    other = next(host for host in POOL4 if host != IP(sent).src)
+    assert gateway.receive(error(4, 0, ROUTER, other, sent))[0] == Verdict.UNMATCHED_ICMP_ERROR
 
 
 def test_an_error_about_an_expired_flow_is_dropped_and_ends_nothing() -> None:

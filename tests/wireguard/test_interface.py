@@ -362,6 +362,20 @@ def test_new_data_starts_the_count_of_retries_again() -> None:
     assert sent == 40
 
 
+def test_asking_again_does_not_move_the_next_retry() -> None:
+    pair = Pair()
+    pair.initiate()
+    deadline = pair.client.next_deadline()
+    assert deadline is not None
+    assert deadline > T0 + REKEY_TIMEOUT
+
+    for wait in (0, SECOND, REKEY_TIMEOUT):
+        pair.client.on_session_wanted(7, T0 + wait, WALL)
+
+    assert pair.client.next_deadline() == deadline
+    assert pair.client.poll() == []
+
+
 def test_after_giving_up_new_data_begins_anew() -> None:
     pair = Pair()
     pair.initiate()

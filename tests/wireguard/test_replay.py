@@ -77,6 +77,29 @@ def test_a_jump_over_the_sign_bit_clears_the_window() -> None:
     assert accept(session, 2**63 - 3) == 0
 
 
+@pytest.mark.parametrize("start", [0, 2**63 - 9_000])
+def test_counters_in_order_are_all_accepted_however_often_the_ring_goes_round(start: int) -> None:
+    session = fresh()
+
+    assert all(accept(session, signed(counter)) for counter in range(start, start + 18_000))
+    assert not any(accept(session, signed(counter)) for counter in range(start + 8_000, start + 18_000))
+
+
+@pytest.mark.parametrize("jump", [1, 63, 64, 65, 8_127, 8_128, 8_191, 8_192, 8_193, 20_000])
+@pytest.mark.parametrize("start", [0, 2**63 - 8_200])
+def test_a_jump_forgets_exactly_what_falls_out_of_the_window(start: int, jump: int) -> None:
+    session = fresh()
+    filled = range(start, start + 8_200)
+    for counter in filled:
+        accept(session, signed(counter))
+    newest = filled[-1] + jump
+
+    assert accept(session, signed(newest)) == 1
+
+    fresh_ones = [counter for counter in range(newest - WINDOW_BITS - 70, newest) if accept(session, signed(counter))]
+    assert fresh_ones == list(range(max(filled[-1] + 1, newest - WINDOW_BITS), newest))
+
+
 def test_w17_a_rejected_counter_changes_nothing() -> None:
     session = fresh()
     for counter in (5, 20_000):
