@@ -95,6 +95,7 @@ async def _main(
             _add_peer(tunnel, slot, peer, endpoint)
         _send(tunnel, Command.OPEN)
         nursery.start_soon(tunnel.run)
+        nursery.start_soon(tunnel.keep_in_step)
         seconds = round(time.monotonic() - began, 3)
         announcement = {"event": "ready", "interface": tun.name, "aead": supervisor.aead, "jit": supervisor.jit, "seconds": seconds}
         sys.stdout.write(json.dumps(announcement) + "\n")

@@ -132,6 +132,7 @@ async def _main(
         nursery.start_soon(_await_signal, nursery.cancel_scope, view)
         await nursery.start(supervisor.run, tunnel.handle)
         nursery.start_soon(tunnel.run)
+        nursery.start_soon(tunnel.keep_in_step)
         fleet.open()
         nursery.start_soon(_watch, fleet)
         await serve(nursery, config, view)

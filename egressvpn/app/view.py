@@ -71,7 +71,7 @@ class View:
                 "disabled": sum(not member.device.enabled for member in self.fleet.members.values()),
                 "connected": self._connected(),
             },
-            sessions=int(np.count_nonzero(self._tunnel.wg.sessions["index"])),
+            sessions=len(self._tunnel.sessions()),
             flows=counters.flows,
             traffic={name: {"packets": count.packets, "bytes": count.octets} for name, count in counters.traffic.items()},
             drops={Verdict(number).label: int(count) for number, count in enumerate(counters.drops) if count},
@@ -168,10 +168,9 @@ class View:
         ]
 
     def _connected(self) -> int:
-        devices, sessions = self._tunnel.wg.devices, self._tunnel.wg.sessions
         newest = time.monotonic_ns() - REJECT_AFTER_TIME
-        current = devices["current"]
-        return int(np.count_nonzero((current != 0) & (sessions["created"][current] > newest)))
+        current = self._tunnel.wg.devices["current"][list(self.fleet.by_slot)]
+        return int(np.count_nonzero(self._tunnel.wg.sessions["created"][current[current != 0]] > newest))
 
     def _peer(self, member: Any) -> PeerCounters:
         row = self._tunnel.wg.devices[member.slot]

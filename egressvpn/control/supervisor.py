@@ -89,6 +89,7 @@ class Supervisor:
                 if not self.jit:
                     log.warning("the data path runs interpreted, a hundred times slower; it wants numba and [dataplane] jit = true")
                 self.ready.set()
+                handle(event)
             elif kind is Event.FAILED:
                 log.error("worker failed", traceback=text)
             else:

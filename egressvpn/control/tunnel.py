@@ -27,6 +27,7 @@ from egressvpn.wireguard.tables import WireGuardTables
 log = structlog.get_logger(__name__)
 
 NANOSECOND: Final = 1_000_000_000
+SYNC_INTERVAL: Final = 60.0  # s
 HANDSHAKE_BUCKETS: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.25)  # s, upper bounds of the histogram
 
 
@@ -37,17 +38,21 @@ class Tunnel:
         self.supervisor = supervisor
         self.interface = interface
         self.wg: Any = supervisor.arena.bundle(WireGuardTables)
+        self._worker: Any = supervisor.arena.tables["worker"][0]
         self.handshakes: Counter[str] = Counter()
         self.handshake_counts = [0] * (len(HANDSHAKE_BUCKETS) + 1)
         self.handshake_seconds = 0.0  # sum over all
         self._sockets = sockets
         self._wake = trio.Event()
+        self._installing: set[int] = set()  # session indexes handed to the worker since the last SYNC
         self._on: dict[Event, Callable[[Any, int, int], None]] = {
             Event.HANDSHAKE: self._on_handshake,
             Event.WANTED: self._on_wanted,
             Event.DUE: self._on_due,
             Event.FREED: self._on_freed,
             Event.CONFIRMED: self._on_confirmed,
+            Event.READY: self._on_ready,
+            Event.SYNCED: self._on_synced,
         }
 
     def handle(self, event: Any) -> None:
@@ -65,6 +70,18 @@ class Tunnel:
             self._wake = trio.Event()
             self.interface.advance(time.monotonic_ns(), time.time_ns())
             self._carry_out()
+
+    async def keep_in_step(self) -> None:
+        """Now and then ask which sessions there are: a report that did not fit into the channel must not hold an index for ever."""
+        while True:
+            await trio.sleep(SYNC_INTERVAL)
+            self._sync()
+
+    def sessions(self) -> set[int]:
+        """The receiver indexes of all sessions that devices have."""
+        devices = self.wg.devices[: int(self._worker.device_limit)]
+        slots = np.concatenate([devices["current"], devices["previous"], devices["next"]])
+        return set(self.wg.sessions["index"][slots[slots != 0]].tolist()) - {0}
 
     def flush(self) -> None:
         """Carry out what the interface decided, and look at its deadlines again."""
@@ -106,6 +123,7 @@ class Tunnel:
             log.warning("handshake not sent", to=str(output.path), error=os.strerror(failure))
 
     def _install(self, output: Install) -> Any:
+        self._installing.add(output.index)
         record = np.zeros(1, COMMAND)
         record["kind"], record["owner"], record["index"], record["remote_index"] = (
             Command.INSTALL,
@@ -141,6 +159,16 @@ class Tunnel:
     def _on_due(self, event: Any, now: int, wall_ns: int) -> None:
         self._refresh_path(int(event.owner))
         self.interface.on_timer(int(event.owner), int(event.first), now, wall_ns)
+
+    def _on_ready(self, event: Any, now: int, wall_ns: int) -> None:
+        self._sync()
+
+    def _on_synced(self, event: Any, now: int, wall_ns: int) -> None:
+        self.interface.retain_sessions(self.sessions() | self._installing)
+
+    def _sync(self) -> None:
+        self._installing.clear()
+        self.send(Command.SYNC, 0)
 
     def _on_freed(self, event: Any, now: int, wall_ns: int) -> None:
         self.interface.on_sessions_freed(int(event.index))

@@ -29,10 +29,26 @@ class Arena:
 
     fd: int
     tables: dict[str, Any]
+    offsets: dict[str, int]
 
     def bundle(self, kind: Any) -> Any:
         """A NamedTuple class filled with the tables its fields name."""
         return kind(**{name: self.tables[name] for name in kind._fields})
+
+    def written(self, name: str) -> list[tuple[int, int]]:
+        """Ranges (first, end) of the rows of a table that memory was ever given to; all others are zero."""
+        table, offset = self.tables[name], self.offsets[name]
+        last = offset + table.size * table.itemsize
+        ranges, at = [], offset
+        while at < last:
+            try:
+                data = os.lseek(self.fd, at, os.SEEK_DATA)
+            except OSError:  # ENXIO: nothing but a hole follows
+                break
+            at = os.lseek(self.fd, data, os.SEEK_HOLE)
+            if data < last:
+                ranges.append(((data - offset) // table.itemsize, min(table.size, -(-(at - offset) // table.itemsize))))
+        return ranges
 
 
 def create(layout: Layout) -> Arena:
@@ -54,12 +70,13 @@ def attach(fd: int, layout: Layout) -> Arena:
         raise ValueError("the arena's tables differ from this version's")
     memory = mmap.mmap(fd, total)
     memory.madvise(MADV_DONTDUMP)
-    tables = {}
+    tables, offsets = {}, {}
     for entry in json.loads(description):
         dtype, count = layout[entry["name"]]
         table = np.frombuffer(memory, dtype, count, entry["offset"])
         tables[entry["name"]] = table.view(np.recarray) if dtype.names else table
-    return Arena(fd, tables)
+        offsets[entry["name"]] = entry["offset"]
+    return Arena(fd, tables, offsets)
 
 
 def _describe(layout: Layout) -> tuple[bytes, int]:

@@ -23,7 +23,8 @@ class Event(IntEnum):
     DUE = 5  # timers of `device`: bits in `first`
     FREED = 6  # session index `index` is free again
     CONFIRMED = 7  # first data came on a session that `device` began
-    FAILED = 8  # the worker met a bug; text in `octets`
+    SYNCED = 8  # every command before SYNC has been applied
+    FAILED = 9  # the worker met a bug; text in `octets`
 
 
 class Command(IntEnum):
@@ -40,6 +41,7 @@ class Command(IntEnum):
     ADD_DENIED = 9
     ADD_POOL = 10
     SET_PATH = 11  # where `device` is, when it has not been heard yet
+    SYNC = 12  # answer with SYNCED
 
 
 _PATH = [

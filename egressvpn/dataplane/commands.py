@@ -9,16 +9,16 @@ import numpy as np
 
 from egressvpn.dataplane.aead import forget
 from egressvpn.dataplane.bundle import Bundle
-from egressvpn.dataplane.channel import COMMAND, Command
+from egressvpn.dataplane.channel import COMMAND, Command, Event
 from egressvpn.dataplane.local import ICMP
 from egressvpn.dataplane.loop import run
 from egressvpn.dataplane.recovery import recover
-from egressvpn.dataplane.transmit import drop_staged, keepalive, report_freed, send_octets
+from egressvpn.dataplane.transmit import drop_staged, keepalive, report, report_freed, send_octets
 from egressvpn.kernel import Row
 from egressvpn.nat.expiry import remove_device as forget_flows
 from egressvpn.nat.tables import set_pool, subscribe
 from egressvpn.prefixes import insert, remove_value
-from egressvpn.wireguard.keypairs import clear, install
+from egressvpn.wireguard.keypairs import clear, install, recover_sessions
 from egressvpn.wireguard.tables import FREE
 from egressvpn.wireguard.timers import on_persistent_interval, on_session_installed, on_sessions_cleared
 
@@ -40,9 +40,11 @@ def entry_points(b: Bundle) -> Iterator[tuple[Any, tuple[Any, ...]]]:
     yield forget_flows, (b.nat, 1)
     yield send_octets, (b, 1, ICMP, 0)
     yield drop_staged, (b, 1)
+    yield report, (b, 0, 0, 0, 0)
     yield report_freed, (b, 1, 0)
     yield keepalive, (b, 1, 0)
     yield recover, (b,)
+    yield recover_sessions, (b.wg, 1, 1)
     yield run, (b, 1)
 
 
@@ -149,6 +151,10 @@ def _add_pool(b: Bundle, command: Row, number: int, now: int) -> None:
     set_pool(b.nat, int(command.external4), int(command.low), int(command.port_low), int(command.port_high))
 
 
+def _sync(b: Bundle, command: Row, number: int, now: int) -> None:
+    report(b, int(Event.SYNCED), 0, 0, 0)
+
+
 def _set_path(b: Bundle, command: Row, number: int, now: int) -> None:
     device = b.wg.devices[number]
     if command.remote_length:
@@ -169,4 +175,5 @@ _APPLY: Final[dict[Command, Callable[[Bundle, Row, int, int], None]]] = {
     Command.ADD_DENIED: _add_denied,
     Command.ADD_POOL: _add_pool,
     Command.SET_PATH: _set_path,
+    Command.SYNC: _sync,
 }

@@ -1,19 +1,21 @@
 """After a worker died at any instruction: make the arena consistent again before its successor touches a packet."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from egressvpn import prefixes
 from egressvpn.dataplane.bundle import Bundle
 from egressvpn.dataplane.tables import STAGED_SLOTS
-from egressvpn.kernel import Word, kernel
+from egressvpn.kernel import kernel
 from egressvpn.nat.recovery import recover as recover_nat
-from egressvpn.wireguard.keypairs import recover as recover_sessions
+from egressvpn.wireguard.keypairs import recover_devices, recover_sessions
 
 
 @kernel
-def recover(b: Bundle) -> Word:
-    """Mend what a death in mid-write can leave behind. Returns how many sessions there are."""
-    sessions = np.int64(recover_sessions(b.wg))
+def recover(b: Bundle) -> None:
+    """Mend what a death in mid-write can leave behind, all but the sessions."""
+    recover_devices(b.wg, np.int64(b.work.worker[0].device_limit))
     prefixes.recover(b.prefixes)
     prefixes.recover(b.denied)
     recover_nat(b.nat)
@@ -23,4 +25,10 @@ def recover(b: Bundle) -> Word:
         number = b.work.staged[slot].owner
         if number != 0:
             b.wg.devices[number].staged += 1
-    return sessions
+
+
+def recover_all(b: Bundle, written: Iterable[tuple[int, int]]) -> None:
+    """Mend everything. `written` are the ranges of session rows that were ever written (`Arena.written`)."""
+    recover(b)
+    for first, end in written:
+        recover_sessions(b.wg, first, end)

@@ -67,7 +67,7 @@ def _serve(arena_fd: int, link: socket.socket, tun: int, sockets: list[int], lim
     from egressvpn.dataplane.bundle import bundle
     from egressvpn.dataplane.commands import apply_waiting
     from egressvpn.dataplane.loop import CHANNEL_CLOSED, COMMAND_WAITING, run
-    from egressvpn.dataplane.recovery import recover
+    from egressvpn.dataplane.recovery import recover_all
 
     memory = arena.attach(arena_fd, layout(limits))
     b = bundle(local.create(memory.tables["sessions"].size, link.fileno(), tun, sockets), memory)
@@ -77,7 +77,7 @@ def _serve(arena_fd: int, link: socket.socket, tun: int, sockets: list[int], lim
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606  (the compiler's memory is several times ours: leave it behind)
     worker = b.work.worker[0]
     if worker.starts > 0:
-        recover(b)
+        recover_all(b, memory.written("sessions"))
     worker.pid, worker.starts, worker.ready_at = os.getpid(), worker.starts + 1, time.monotonic_ns()
     announce(link, Event.READY, int(aead.AEAD == "libcrypto"), int(JIT))
     while True:

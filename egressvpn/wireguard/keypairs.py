@@ -7,7 +7,7 @@
 Only `current` seals; all three open. What drops out is wiped and its index handed back in `freed`.
 
 A row of SESSION counts when its `index` is set, which is the last store of an installation and undone by the first store
-of a wipe; a worker killed in between leaves at worst a row that no device refers to. `recover` wipes those. `install` of what
+of a wipe; a worker killed in between leaves at worst a row that no device refers to. `recover_sessions` wipes those. `install` of what
 is installed already changes nothing: repeating a command must not reset a send counter.
 """
 
@@ -82,12 +82,20 @@ def clear(wg: WireGuardTables, device: Word, freed: Table) -> Word:
 
 
 @kernel
-def recover(wg: WireGuardTables) -> Word:
-    """After a worker was killed: mend the links of devices, wipe sessions that none refers to. How many sessions there are."""
-    for device in range(1, wg.devices.size):
+def recover_devices(wg: WireGuardTables, limit: Word) -> None:
+    """After a worker was killed, first: mend the links of the devices below `limit`."""
+    for device in range(1, limit):
         _mend(wg, device)
+
+
+@kernel
+def recover_sessions(wg: WireGuardTables, first: Word, end: Word) -> Word:
+    """Then: wipe the sessions from `first` to before `end` that no device refers to. How many of them live.
+
+    In parts, because a table is sparse: reading rows that were never written would make memory of them.
+    """
     live = 0
-    for slot in range(1, wg.sessions.size):
+    for slot in range(max(1, first), end):
         session = wg.sessions[slot]
         if session.index != 0 and _linked(wg.devices[session.owner], slot):
             live += 1
@@ -98,7 +106,7 @@ def recover(wg: WireGuardTables) -> Word:
 
 @kernel
 def wipe(session: Row) -> None:
-    """Forget the session and its keys. `index` goes first, `created` last: a row half wiped is seen by `recover`."""
+    """Forget the session and its keys. `index` goes first, `created` last: a row half wiped is seen by `recover_sessions`."""
     session.index = 0
     for position in range(32):
         session.receive_key[position] = 0

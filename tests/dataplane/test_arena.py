@@ -49,3 +49,13 @@ def test_a_file_that_is_no_arena_is_refused() -> None:
     with pytest.raises(ValueError, match="not an arena"):
         arena.attach(fd, layout(SMALL))
     os.close(fd)
+
+
+def test_only_rows_that_were_written_are_named() -> None:
+    limits = Limits(max_devices=4096)
+    memory = arena.create(layout(limits))
+    assert memory.written("sessions") == []
+    memory.tables["sessions"][3000].index = 9
+    ((first, end),) = memory.written("sessions")
+    assert first <= 3000 < end <= first + 8
+    os.close(memory.fd)

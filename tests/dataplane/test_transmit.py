@@ -12,7 +12,7 @@ from egressvpn.dataplane.channel import Command, Event
 from egressvpn.dataplane.layout import layout
 from egressvpn.dataplane.loop import sweep
 from egressvpn.dataplane.receive import receive
-from egressvpn.dataplane.recovery import recover
+from egressvpn.dataplane.recovery import recover_all
 from egressvpn.dataplane.segment import read_tun
 from egressvpn.dataplane.tables import Counter
 from egressvpn.dataplane.transmit import flush_run
@@ -131,18 +131,18 @@ def test_a_successor_on_the_same_arena_goes_on_and_repeats_no_nonce() -> None:
     first = [open_sealed(datagram)[1] for datagram in from_tun(made, *[packet(1)] * 3)]
     made.command(Command.CLEAR, owner=2)
     from_tun(made, packet(2))  # staged
-    successor = _successor(made)
-    recover(successor.b)
+    successor, memory = _successor(made)
+    recover_all(successor.b, memory.written("sessions"))
     assert int(successor.b.wg.devices[2].staged) == 1
     second = [open_sealed(datagram)[1] for datagram in from_tun(successor, *[packet(1)] * 3)]
     assert first + second == [0, 1, 2, 3, 4, 5]
     made.close()
 
 
-def _successor(made: Rig) -> Rig:
+def _successor(made: Rig) -> tuple[Rig, arena.Arena]:
     """Another process's view: the same arena and descriptors, memory of its own."""
     memory = arena.attach(made.fd, layout(LIMITS))
     fds: Any = made.b.local.fds
     own = local.create(memory.tables["sessions"].size, int(fds[0]), int(fds[1]), [int(fds[3])])
     aead.prepare(own)
-    return Rig(bundle(own, memory), made.tun, made.peer, made.channel, [], made.fd)
+    return Rig(bundle(own, memory), made.tun, made.peer, made.channel, [], made.fd), memory

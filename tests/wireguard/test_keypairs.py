@@ -1,4 +1,4 @@
-"""W15: previous, current and next. And that a worker killed at any moment leaves tables that `recover` makes whole."""
+"""W15: previous, current and next. And that a worker killed at any moment leaves tables that recovery makes whole."""
 
 from typing import Any
 
@@ -166,7 +166,7 @@ def test_every_index_is_in_exactly_one_place_or_freed_once(steps: list[tuple[str
         elif verb == "clear":
             freed = wg.clear(device)
         else:
-            assert keypairs.recover(wg.tables) == len(held)
+            assert recover(wg.tables) == len(held)
         assert len(set(freed)) == len(freed)
         assert held.issuperset(freed)
         held.difference_update(freed)
@@ -188,7 +188,7 @@ def test_recover_mends_any_half_done_move(order: list[str], done: int, wiped: bo
     if wiped:
         wg.tables.sessions[2]["index"] = 0
 
-    live = keypairs.recover(wg.tables)
+    live = recover(wg.tables)
 
     links = [slot for slot in wg.links(1) if slot]
     assert len(set(links)) == len(links) == live
@@ -228,3 +228,9 @@ class Twin:
     def _freed(self, count: int) -> list[int]:
         assert count >= 0
         return self.freed[:count].tolist()  # type: ignore[no-any-return]
+
+
+def recover(tables: WireGuardTables) -> int:
+    """Everything that a successor does, on the whole table."""
+    keypairs.recover_devices(tables, tables.devices.size)
+    return int(keypairs.recover_sessions(tables, 0, tables.sessions.size))
