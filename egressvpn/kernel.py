@@ -63,12 +63,6 @@ if JIT:
         _count += 1
         return numba.njit(**_options)(function)  # type: ignore[no-any-return]
 
-    def inlined(function: F) -> F:
-        """A kernel that becomes part of its caller: for one with a single caller on the way of every packet."""
-        global _count
-        _count += 1
-        return numba.njit(**_options, forceinline=True)(function)  # type: ignore[no-any-return]
-
     def foreign(library: ctypes.CDLL, name: str, result: str, *arguments: str) -> Any:
         """A C function callable from kernels. Types are 'p' (pointer or size, 64 bit), 'i' (32 bit) or 'v' (nothing)."""
         kinds = {"p": types.intp, "i": types.int32, "v": types.void}
@@ -84,8 +78,6 @@ else:
         global _count
         _count += 1
         return function
-
-    inlined = kernel
 
     def foreign(library: ctypes.CDLL, name: str, result: str, *arguments: str) -> Any:
         """A C function callable from kernels. Types are 'p' (pointer or size, 64 bit), 'i' (32 bit) or 'v' (nothing)."""

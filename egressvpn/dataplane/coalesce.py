@@ -14,7 +14,7 @@ from typing import Final
 from egressvpn.dataplane.local import MAX_SEGMENTS, SUPER_VECTOR_WORDS, SUPER_VECTORS, SUPERS, TUN_FD, VNET_BYTES, Local
 from egressvpn.dataplane.syscalls import write, writev
 from egressvpn.dataplane.tables import Counter
-from egressvpn.kernel import Octets, Row, Word, inlined, kernel
+from egressvpn.kernel import Octets, Row, Word, kernel
 from egressvpn.packet.checksum import fold, sum16, transport_checksum_ok
 from egressvpn.packet.octets import be16, be32, put_be16, put_le16
 from egressvpn.verdict import Verdict
@@ -34,7 +34,7 @@ _TUN_SUPERS: Final = int(Counter.TUN_SUPERS)
 _TUN_WRITE_FAILED: Final = int(Counter.DROPS + Verdict.TUN_WRITE_FAILED)
 
 
-@inlined
+@kernel
 def emit(local: Local, counters: Octets, packet: Row, uso: Word) -> None:
     """Send `packet`, now or as part of a super-packet that `flush_all` sends at the latest."""
     octets = local.octets
@@ -61,7 +61,7 @@ def flush_all(local: Local, counters: Octets) -> None:
             _flush(local, counters, slot)
 
 
-@inlined
+@kernel
 def _same_flow(octets: Octets, held: Row, packet: Row) -> bool:
     if held.version != packet.version or held.protocol != packet.protocol:
         return False
@@ -72,7 +72,7 @@ def _same_flow(octets: Octets, held: Row, packet: Row) -> bool:
     return True
 
 
-@inlined
+@kernel
 def _coalescible(octets: Octets, packet: Row, uso: Word) -> Word:
     """1 when other packets may join this one."""
     if packet.fragment != 0 or packet.payload >= packet.start + packet.length:
@@ -92,7 +92,7 @@ def _coalescible(octets: Octets, packet: Row, uso: Word) -> Word:
     return 1 if transport_checksum_ok(octets, packet) else 0
 
 
-@inlined
+@kernel
 def _appendable(octets: Octets, held: Row, packet: Row) -> Word:
     """1 when `packet`, of the same flow, continues the super-packet."""
     size = packet.start + packet.length - packet.payload
@@ -113,7 +113,7 @@ def _appendable(octets: Octets, held: Row, packet: Row) -> Word:
     return 1 if transport_checksum_ok(octets, packet) else 0
 
 
-@inlined
+@kernel
 def _headers_alike(octets: Octets, held: Row, packet: Row) -> bool:
     """Equal headers apart from what segmentation makes anew. Addresses and ports were compared before."""
     mine, other = held.start, packet.start
@@ -132,7 +132,7 @@ def _headers_alike(octets: Octets, held: Row, packet: Row) -> bool:
     return packet.protocol != TCP or _tcp_alike(octets, held, packet)
 
 
-@inlined
+@kernel
 def _tcp_alike(octets: Octets, held: Row, packet: Row) -> bool:
     """Acknowledgment, header length, window, urgent pointer and options."""
     mine, other = held.start + held.transport, packet.transport
@@ -178,7 +178,7 @@ def _begin(local: Local, counters: Octets, packet: Row, ports: Word) -> None:
     local.words[vector + 1] = packet.length + VNET_BYTES
 
 
-@inlined
+@kernel
 def _append(local: Local, slot: Word, packet: Row) -> None:
     held = local.supers[slot]
     size = packet.start + packet.length - packet.payload

@@ -30,7 +30,7 @@ from egressvpn.dataplane.local import (
 from egressvpn.dataplane.syscalls import MSG_DONTWAIT, copy, recvmmsg
 from egressvpn.dataplane.tables import BATCH_BUCKETS, GATEWAY, Counter
 from egressvpn.dataplane.transmit import answer, flush_staged, report, report_freed, report_wanted
-from egressvpn.kernel import Octets, Row, Word, inlined, kernel
+from egressvpn.kernel import Octets, Row, Word, kernel
 from egressvpn.nat.translate import open_outbound, outbound
 from egressvpn.packet.headers import parse
 from egressvpn.packet.icmp import build_error
@@ -117,7 +117,7 @@ def last_size(words: Octets) -> Word:
     return words[MESSAGES + 7] & 0xFFFFFFFF
 
 
-@inlined
+@kernel
 def _datagram(b: Bundle, socket: Word, slot: Word, now: Word) -> None:
     """One received datagram: a message, or a GRO batch of messages of one size (the last may be shorter)."""
     words = b.local.words
@@ -171,7 +171,7 @@ def _read_control(octets: Octets, slot: Word, available: Word) -> Word:
     return segment
 
 
-@inlined
+@kernel
 def _message(b: Bundle, socket: Word, slot: Word, offset: Word, size: Word, heard: Word, now: Word) -> Word:
     """One message. Returns the device it authenticated, or 0; whatever is not let through is counted here."""
     octets, counters = b.local.octets, b.work.counters
@@ -212,7 +212,7 @@ def _message(b: Bundle, socket: Word, slot: Word, offset: Word, size: Word, hear
     return number
 
 
-@inlined
+@kernel
 def _open(b: Bundle, offset: Word, size: Word, now: Word) -> Word:
     """The session slot that authenticated the data message, or minus the verdict."""
     octets = b.local.octets
@@ -278,7 +278,7 @@ def _hand_up(b: Bundle, socket: Word, slot: Word, offset: Word, size: Word) -> N
     report(b, HANDSHAKE, 0, 0, 0)
 
 
-@inlined
+@kernel
 def _inner(b: Bundle, number: Word, start: Word, available: Word, now: Word) -> Word:
     """The decrypted packet: check, translate, send on. Returns the verdict."""
     octets, packet, worker = b.local.octets, b.local.packet[0], b.work.worker[0]
@@ -304,7 +304,7 @@ def _inner(b: Bundle, number: Word, start: Word, available: Word, now: Word) -> 
     return PASS
 
 
-@inlined
+@kernel
 def _owner(b: Bundle, device: Row, number: Word, packet: Row) -> Word:
     """Whose source address it is. A device's own first address is a host route, so nothing is more specific."""
     if packet.version == 4:
@@ -316,7 +316,7 @@ def _owner(b: Bundle, device: Row, number: Word, packet: Row) -> Word:
     return lookup6(b.prefixes, packet.source_hi, packet.source_lo)
 
 
-@inlined
+@kernel
 def _translate(b: Bundle, number: Word, packet: Row, now: Word) -> Word:
     if packet.ttl <= 1:
         if packet.version == 4:

@@ -16,7 +16,7 @@ from egressvpn.dataplane.local import OUT, TUN_BYTES, TUN_FD, TUN_IN, VNET_BYTES
 from egressvpn.dataplane.syscalls import copy, read
 from egressvpn.dataplane.tables import GATEWAY, Counter
 from egressvpn.dataplane.transmit import PASS, reserve, seal, sealing_session, stage, transmit
-from egressvpn.kernel import Octets, Row, Word, inlined, kernel
+from egressvpn.kernel import Octets, Row, Word, kernel
 from egressvpn.nat.translate import inbound
 from egressvpn.packet.checksum import fill_transport_checksum, fold, sum16
 from egressvpn.packet.headers import parse
@@ -50,7 +50,7 @@ def read_tun(b: Bundle, now: Word) -> Word:
     return 1
 
 
-@inlined
+@kernel
 def handle_tun(b: Bundle, size: Word, now: Word) -> Word:
     """The packet of `size` octets, virtio header included, at TUN_IN. Returns the verdict."""
     octets, packet, worker = b.local.octets, b.local.packet[0], b.work.worker[0]
@@ -104,7 +104,7 @@ def _route(b: Bundle, packet: Row) -> Word:
     return lookup6(b.prefixes, packet.destination_hi, packet.destination_lo)
 
 
-@inlined
+@kernel
 def _segments(b: Bundle, packet: Row, segment: Word, now: Word) -> Word:
     """Cut a super-packet; each piece gets its own headers and is sealed, or staged, in order."""
     octets = b.local.octets
@@ -133,7 +133,7 @@ def _segments(b: Bundle, packet: Row, segment: Word, now: Word) -> Word:
     return PASS
 
 
-@inlined
+@kernel
 def _finish(octets: Octets, packet: Row, text: Word, number: Word, done: Word, size: Word, last: bool) -> None:
     """Headers of segment `number`, standing at `text`, with `size` octets of payload after `done` octets before it."""
     network = packet.transport - packet.start

@@ -24,7 +24,7 @@ from egressvpn.dataplane.local import (
 )
 from egressvpn.dataplane.syscalls import EINVAL, EIO, EMSGSIZE, MSG_DONTWAIT, copy, errno, send, sendmsg
 from egressvpn.dataplane.tables import MAX_STAGED, STAGED_SLOTS, Counter
-from egressvpn.kernel import Row, Word, inlined, kernel
+from egressvpn.kernel import Row, Word, kernel
 from egressvpn.packet.octets import put_le16, put_le32, put_le64
 from egressvpn.verdict import Verdict
 from egressvpn.wireguard.keypairs import slot_of
@@ -125,7 +125,7 @@ def sealing_session(b: Bundle, number: Word, now: Word) -> Word:
     return slot
 
 
-@inlined
+@kernel
 def reserve(b: Bundle, number: Word, length: Word, now: Word) -> Word:
     """Where the next message of a device goes in OUT: a run is sent first when this message cannot join it."""
     run = b.local.run[0]
@@ -142,7 +142,7 @@ def reserve(b: Bundle, number: Word, length: Word, now: Word) -> Word:
     return run.start + run.total
 
 
-@inlined
+@kernel
 def seal(b: Bundle, number: Word, slot: Word, target: Word, length: Word, now: Word) -> None:
     """Seal the text already at target + HEADER and add the message to the run. The counter advances first: no nonce is used twice."""
     octets, run = b.local.octets, b.local.run[0]
