@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 import pytest
 
-from egressvpn.cli import main
+from egressvpn.cli import cli
 from egressvpn.verdict import Verdict
 
 ROOT = Path(__file__).parent.parent
@@ -62,7 +62,7 @@ def _targets(makefile: Path) -> set[str]:
 
 
 def _command(first: str, second: str) -> bool:
-    found = main.commands.get(first) if isinstance(main, click.Group) else None
+    found = cli.commands.get(first)
     if isinstance(found, click.Group):
         return second in found.commands
     return found is not None
