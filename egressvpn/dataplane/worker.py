@@ -21,7 +21,6 @@ import click
 from egressvpn.dataplane import cache
 from egressvpn.dataplane.channel import DATAGRAM_BYTES, EVENT, Event
 from egressvpn.dataplane.layout import Limits, layout
-from egressvpn.kernel import JIT, kernels
 
 TURNS: Final = 1_000_000  # polls before Python has a look; commands and the end of control bring it back at once
 PR_SET_TIMERSLACK: Final = 29
@@ -62,12 +61,13 @@ def main(arena: int, channel: int, tun: int, udp: str, limits: str) -> None:
 
 
 def _serve(arena_fd: int, link: socket.socket, tun: int, sockets: list[int], limits: Limits) -> None:
-    warm = cache.prepare()
+    warm = cache.prepare()  # before numba is imported: it reads where its cache is only then
     from egressvpn.dataplane import aead, arena, local
     from egressvpn.dataplane.bundle import bundle
     from egressvpn.dataplane.commands import apply_waiting
     from egressvpn.dataplane.loop import CHANNEL_CLOSED, COMMAND_WAITING, run
     from egressvpn.dataplane.recovery import recover_all
+    from egressvpn.kernel import JIT
 
     memory = arena.attach(arena_fd, layout(limits))
     b = bundle(local.create(memory.tables["sessions"].size, link.fileno(), tun, sockets), memory)
@@ -90,9 +90,11 @@ def _serve(arena_fd: int, link: socket.socket, tun: int, sockets: list[int], lim
 
 def _compile(b: Any, link: socket.socket, warm: bool) -> None:
     """Have every kernel compiled (or loaded) before the first packet; report how far it is."""
+    from egressvpn.dataplane.commands import entry_points
+    from egressvpn.kernel import JIT, kernels
+
     if not JIT:
         return
-    from egressvpn.dataplane.commands import entry_points
 
     done = 0
 
