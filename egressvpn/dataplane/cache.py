@@ -11,10 +11,11 @@ import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Final
 
 PACKAGE = Path(__file__).parent.parent
 KERNEL_LAYERS = ("packet", "nat", "policy", "wireguard", "dataplane")
-KEPT = 4  # compiled versions of other sources that may stay, newest first
+KEPT: Final = 3  # compiled versions of other sources that may stay, the newest
 
 
 def source_hash() -> str:
@@ -64,8 +65,8 @@ def prepare() -> bool:
         return False  # numba then uses a directory of its own, or compiles anew each time
     os.utime(directory)
     os.environ["NUMBA_CACHE_DIR"] = str(directory)
-    others = sorted(directory.parent.glob("kernels-*"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for old in others[KEPT:]:
+    others = {*directory.parent.glob("kernels-*")} - {directory}
+    for old in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
     return (directory / "warm").exists()
 
