@@ -19,6 +19,7 @@ from egressvpn.control.store import Device, Store
 from egressvpn.control.tunnel import Tunnel
 from egressvpn.dataplane.channel import COMMAND, Command
 from egressvpn.errors import OperatorError
+from egressvpn.netio.netlink import local_addresses
 from egressvpn.wireguard.tables import DISABLED, ENABLED
 
 log = structlog.get_logger(__name__)
@@ -46,6 +47,7 @@ class Fleet:
         self._addresses = {pool.name: pool_addresses(pool.addresses) for pool in config.pools}
         self._first_slot: dict[str, int] = {}
         self._revision = -1
+        self._denied: set[IPNetwork] = set()
         self.members: dict[str, Member] = {}
         self.by_slot: dict[int, Member] = {}
         self.store_error = ""
@@ -66,11 +68,20 @@ class Fleet:
                 slot += 1
         for prefix in (*self._config.policy.deny, *self._config.tunnel.networks):
             self._send_prefix(Command.ADD_DENIED, 0, prefix)
+        self.deny_machine()
         self.refresh()
         inner = [gateway_address(network) for network in self._config.tunnel.networks]
         low4 = next((int(address) for address in inner if address.version == 4), 0)
         high6, low6 = next((words(address) for address in inner if address.version == 6), (0, 0))
         self._send(Command.OPEN, internal4=low4, internal6_hi=high6, internal6_lo=low6)
+
+    def deny_machine(self) -> None:
+        """No device reaches the gateway's own services by way of the tunnel: its addresses are denied, new ones when seen."""
+        for local in local_addresses():
+            address = ip_network(local.address.ip)
+            if address not in self._denied:
+                self._denied.add(address)
+                self._send_prefix(Command.ADD_DENIED, 0, address)
 
     async def follow(self) -> None:
         """Look whether the store changed, and follow. A store that is away is not the end: what is loaded goes on."""

@@ -45,6 +45,7 @@ from egressvpn.wireguard.interface import Interface
 log = structlog.get_logger(__name__)
 
 WATCH_INTERVAL: Final = 0.5  # s between two looks at the store's revision: a change is in the data path within 1 s
+LOOKS_PER_MACHINE_LOOK: Final = 20  # the machine's addresses change rarely
 JOURNAL: Final = "sysctl.json"  # in state_dir: what to restore
 FILTERING: Final = {
     "endpoint-independent": nat_tables.ENDPOINT_INDEPENDENT,
@@ -170,8 +171,9 @@ async def _await_signal(scope: trio.CancelScope, view: View) -> None:
 
 
 async def _reload(view: View) -> None:
-    """Devices follow at once. What else changed in the configuration is checked, and waits for the next start."""
+    """Devices and the machine's own addresses follow at once; what else changed in the configuration waits for the next start."""
     await view.fleet.follow()
+    view.fleet.deny_machine()
     try:
         changed = load(view.config.path) != view.config
     except OperatorError as error:
@@ -182,7 +184,9 @@ async def _reload(view: View) -> None:
 
 
 async def _watch(fleet: Fleet) -> None:
-    """Bring what changed in the store into the data path."""
+    """Bring what changed in the store, or in the machine's addresses, into the data path."""
     while True:
-        await trio.sleep(WATCH_INTERVAL)
-        await fleet.follow()
+        for _ in range(LOOKS_PER_MACHINE_LOOK):
+            await trio.sleep(WATCH_INTERVAL)
+            await fleet.follow()
+        fleet.deny_machine()

@@ -16,7 +16,7 @@ from egressvpn.dataplane.syscalls import write, writev
 from egressvpn.dataplane.tables import Counter
 from egressvpn.kernel import Octets, Row, Word, kernel
 from egressvpn.packet.checksum import fold, sum16, transport_checksum_ok
-from egressvpn.packet.octets import be16, be32, put_be16, put_le16
+from egressvpn.packet.octets import be16, be32, be64, put_be16, put_le16
 from egressvpn.verdict import Verdict
 
 TCP: Final = 6
@@ -65,9 +65,10 @@ def flush_all(local: Local, counters: Octets) -> None:
 def _same_flow(octets: Octets, held: Row, packet: Row) -> bool:
     if held.version != packet.version or held.protocol != packet.protocol:
         return False
-    first, size = (12, 8) if packet.version == 4 else (8, 32)
-    for offset in range(first, first + size):
-        if octets[held.start + offset] != octets[packet.start + offset]:
+    if packet.version == 4:
+        return be64(octets, held.start + 12) == be64(octets, packet.start + 12)
+    for offset in range(8, 40, 8):
+        if be64(octets, held.start + offset) != be64(octets, packet.start + offset):
             return False
     return True
 
@@ -124,8 +125,8 @@ def _headers_alike(octets: Octets, held: Row, packet: Row) -> bool:
             return False
         if be16(octets, mine + 6) & 0x4000 == 0 and be16(octets, other + 4) != (be16(octets, mine + 4) + held.segments) & 0xFFFF:
             return False  # may be fragmented later: identifications must come out as they came in
-        for offset in range(20, held.transport):
-            if octets[mine + offset] != octets[other + offset]:
+        for offset in range(20, held.transport, 4):
+            if be32(octets, mine + offset) != be32(octets, other + offset):
                 return False
     elif be32(octets, mine) != be32(octets, other) or octets[mine + 7] != octets[other + 7]:
         return False
@@ -140,8 +141,8 @@ def _tcp_alike(octets: Octets, held: Row, packet: Row) -> bool:
         return False
     if be16(octets, mine + 14) != be16(octets, other + 14) or be16(octets, mine + 18) != be16(octets, other + 18):
         return False
-    for offset in range(20, held.headers - held.transport):
-        if octets[mine + offset] != octets[other + offset]:
+    for offset in range(20, held.headers - held.transport, 4):
+        if be32(octets, mine + offset) != be32(octets, other + offset):
             return False
     return True
 

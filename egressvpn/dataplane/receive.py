@@ -241,8 +241,8 @@ def _move_endpoint(b: Bundle, socket: Word, slot: Word, device: Row) -> None:
     length = b.local.words[MESSAGES + slot * MESSAGE_WORDS + 1] & 0xFFFFFFFF
     same = device.remote_length == length and device.socket == socket
     if same:
-        for at in range(length):
-            if device.remote[at] != octets[name + at]:
+        for at in range(0, length, 4):
+            if le32(device.remote, at) != le32(octets, name + at):
                 same = False
                 break
     if not same:
