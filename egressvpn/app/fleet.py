@@ -21,6 +21,7 @@ from egressvpn.dataplane.channel import COMMAND, Command
 from egressvpn.errors import OperatorError
 from egressvpn.netio.netlink import local_addresses
 from egressvpn.wireguard.tables import DISABLED, ENABLED
+from egressvpn.wireguard.timestamps import NO_TIMESTAMP
 
 log = structlog.get_logger(__name__)
 
@@ -47,6 +48,7 @@ class Fleet:
         self._addresses = {pool.name: pool_addresses(pool.addresses) for pool in config.pools}
         self._first_slot: dict[str, int] = {}
         self._revision = -1
+        self._newest: dict[int, bytes] = {}  # by device: what a replayed initiation cannot be newer than
         self._denied: set[IPNetwork] = set()
         self.members: dict[str, Member] = {}
         self.by_slot: dict[int, Member] = {}
@@ -79,7 +81,7 @@ class Fleet:
         """No device reaches the gateway's own services by way of the tunnel: its addresses are denied, new ones when seen."""
         for local in local_addresses():
             address = ip_network(local.address.ip)
-            if address not in self._denied:
+            if address not in self._denied and not local.address.is_link_local and not local.address.is_loopback:
                 self._denied.add(address)
                 self._send_prefix(Command.ADD_DENIED, 0, address)
 
@@ -154,12 +156,17 @@ class Fleet:
     def _admit(self, member: Member) -> None:
         """Handshakes are for enabled devices only; to others the gateway is silent and their sessions end."""
         device = member.device
+        peer = self._tunnel.interface.peer(member.slot)
+        if peer is not None:
+            self._newest[device.id] = peer.newest_timestamp
         if not device.enabled:
             self._tunnel.interface.remove_peer(member.slot)
             self._tunnel.send(Command.CLEAR, member.slot)
             return
         try:
-            self._tunnel.interface.add_peer(member.slot, device.public_key, device.preshared_key or bytes(32))
+            newest = self._newest.get(device.id, NO_TIMESTAMP)
+            secret = device.preshared_key or bytes(32)
+            self._tunnel.interface.add_peer(member.slot, device.public_key, secret, newest_timestamp=newest)
         except ValueError as error:
             self._leave_out(device, f"{device.name} cannot have its key: {error}")
 

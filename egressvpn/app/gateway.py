@@ -5,14 +5,17 @@ up before it is taken down again. Fail closed: the worker drops everything until
 and the pools into its tables.
 """
 
+import fcntl
 import json
 import os
+import resource
 import secrets
 import signal
 import struct
 import sys
 import time
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -34,7 +37,7 @@ from egressvpn.dataplane.tables import GATEWAY
 from egressvpn.errors import OperatorError
 from egressvpn.nat import tables as nat_tables
 from egressvpn.nat.tables import NatTables
-from egressvpn.netio.netlink import Netlink
+from egressvpn.netio.netlink import Netlink, interface_exists, link_is_up
 from egressvpn.netio.sysctl import ensure_forwarding, restore
 from egressvpn.netio.tun import Tun, open_tun
 from egressvpn.netio.udp import UdpSocket, open_udp
@@ -45,6 +48,7 @@ from egressvpn.wireguard.interface import Interface
 log = structlog.get_logger(__name__)
 
 WATCH_INTERVAL: Final = 0.5  # s between two looks at the store's revision: a change is in the data path within 1 s
+LINK_INTERVAL: Final = 2.0  # s between two looks at the TUN
 LOOKS_PER_MACHINE_LOOK: Final = 20  # the machine's addresses change rarely
 JOURNAL: Final = "sysctl.json"  # in state_dir: what to restore
 FILTERING: Final = {
@@ -57,14 +61,34 @@ FILTERING: Final = {
 def run(config: Config) -> None:
     """Run the gateway in the foreground until SIGTERM or SIGINT. Raises OperatorError when it cannot start."""
     began = time.monotonic()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no keys in core dumps
+    signal.signal(signal.SIGTERM, _leave)  # until trio listens: what was set up is taken down on this way too
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with ExitStack() as undo:
         private_key = load_private_key(config)
         store = undo.enter_context(open_store(config.store.url, config.state_dir))
+        undo.callback(os.close, _lock(config.state_dir))
         sockets = _sockets(config, undo)
         tun = _tun(config, undo)
         memory = _arena(config, tun)
         undo.callback(os.close, memory.fd)
         run_trio(_main, config, private_key, store, sockets, tun, memory, began)
+
+
+def _leave(number: int, frame: object) -> None:
+    raise SystemExit(0)
+
+
+def _lock(state_dir: Path) -> int:
+    """One gateway per state directory: two would take back each other's kernel settings. Released with the descriptor."""
+    descriptor = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        mend = "stop it, or give this one a [gateway] state_dir of its own"
+        raise OperatorError(f"another gateway runs with {state_dir}", mend) from None
+    return descriptor
 
 
 def _sockets(config: Config, undo: ExitStack) -> list[UdpSocket]:
@@ -82,12 +106,16 @@ def _tun(config: Config, undo: ExitStack) -> Tun:
     undo.callback(restore, journal)
     for remark in ensure_forwarding(config.gateway.set_sysctls, config.tunnel.interface, journal):
         log.info("kernel setting", what=remark)
-    netlink = undo.enter_context(Netlink())
+    _connect(config, tun, undo.enter_context(Netlink()))
+    return tun
+
+
+def _connect(config: Config, tun: Tun, netlink: Netlink) -> None:
+    """The link up and the pool's routes on it; what is there already stays."""
     netlink.link_up(tun.ifindex, config.wireguard.mtu)
     for pool in config.pools:
         for prefix in pool.addresses:
             netlink.add_pool_route(prefix, tun.ifindex)
-    return tun
 
 
 def limits(config: Config) -> Limits:
@@ -136,6 +164,7 @@ async def _main(
         nursery.start_soon(tunnel.keep_in_step)
         fleet.open()
         nursery.start_soon(_watch, fleet)
+        nursery.start_soon(_watch_link, config, tun, view)
         await serve(nursery, config, view)
         view.ready = True
         seconds = time.monotonic() - began
@@ -189,4 +218,23 @@ async def _watch(fleet: Fleet) -> None:
         for _ in range(LOOKS_PER_MACHINE_LOOK):
             await trio.sleep(WATCH_INTERVAL)
             await fleet.follow()
-        fleet.deny_machine()
+        try:
+            fleet.deny_machine()
+        except (OperatorError, OSError) as error:
+            log.error("the machine's addresses cannot be read", error=str(error))
+
+
+async def _watch_link(config: Config, tun: Tun, view: View) -> None:
+    """Somebody set the TUN down (which drops its routes) or deleted it: mend the one, say the other."""
+    while True:
+        await trio.sleep(LINK_INTERVAL)
+        if not interface_exists(tun.name):
+            raise OperatorError(f"interface {tun.name} was deleted under the gateway", "start it again")
+        if link_is_up(tun.name):
+            continue
+        log.error("the TUN was set down; setting it up again with its routes", interface=tun.name)
+        try:
+            _connect(config, tun, Netlink())
+            view.link_trouble = ""
+        except OperatorError as error:
+            view.link_trouble = f"interface {tun.name} is down and cannot be set up: {error}"

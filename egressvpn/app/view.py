@@ -32,6 +32,7 @@ class View:
     def __init__(self, config: Config, supervisor: Supervisor, tunnel: Tunnel, fleet: Fleet, began: float) -> None:
         self.ready = False
         self.stopping = False
+        self.link_trouble = ""  # what is wrong with the TUN
         self.fleet = fleet
         self.config = config
         self._supervisor = supervisor
@@ -48,6 +49,8 @@ class View:
             return ["the gateway is stopping"]
         if not self.ready:
             return ["the gateway is starting"]
+        if self.link_trouble:
+            return [self.link_trouble]
         return [] if self._supervisor.pid else ["the worker is being started again"]
 
     def status(self) -> Status:
@@ -129,6 +132,10 @@ class View:
         found = []
         if self.fleet.store_error:
             found.append(f"the store is away, changes are not seen: {self.fleet.store_error}")
+        if self._tunnel.refused:
+            found.append(f"the data path has no room left for: {', '.join(sorted(self._tunnel.refused))}")
+        if self._tunnel.failures:
+            found.append(f"{self._tunnel.failures} events met a bug; see the log and report it")
         if counters.slice_violations:
             found.append(f"{counters.slice_violations} packets had a port outside our slice and were stopped: report this as a bug")
         if not self._supervisor.jit:

@@ -16,6 +16,7 @@ Key = tuple[str | int, ...]  # ("pool", 0, "ports"): the way to a value in the f
 Finding = tuple[Key, str, str]  # key, what, mend
 
 MAX_POOL_ADDRESSES: Final = 4096  # IPv4, all pools together: each has a port bitmap of 8 KiB per protocol
+MAX_LISTEN: Final = 8  # UDP sockets of the data path
 MAX_DENIED: Final = 4000  # networks; the data path has room for 4096, its own addresses and networks included
 LEAST_TIMEOUTS: Final = {  # key of [nat.timeouts] -> seconds, and who says so
     "udp": (120, "RFC 4787 REQ-5"),
@@ -34,6 +35,9 @@ def contradictions(config: Config) -> list[Finding]:
 def _listeners(config: Config) -> Iterator[Finding]:
     if not config.wireguard.listen:
         yield ("wireguard", "listen"), "there is nothing to listen on", 'add an address, like "0.0.0.0:51820"'
+    if len(config.wireguard.listen) > MAX_LISTEN:
+        what = f"{len(config.wireguard.listen)} addresses are more than the {MAX_LISTEN} there is room for"
+        yield ("wireguard", "listen"), what, 'listen on "0.0.0.0:PORT" and "[::]:PORT", which take every address'
     if not config.api.listen:
         yield ("api", "listen"), "there is nothing to listen on", 'add a socket, like "unix:/run/egressvpn/api.sock"'
 

@@ -83,7 +83,7 @@ class Store:
 
     def revision(self) -> int:
         """A number that grows with every change."""
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             return int(connection.execute(sa.select(revision.c.value)).scalar_one())
 
     def devices(self) -> list[Device]:
@@ -93,8 +93,18 @@ class Store:
 
     def snapshot(self) -> tuple[int, list[Device]]:
         """The revision and exactly the devices it stands for."""
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             return int(connection.execute(sa.select(revision.c.value)).scalar_one()), list(_read(connection))
+
+    @contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        """A connection; whatever the database refuses is an OperatorError."""
+        try:
+            with self._engine.connect() as connection:
+                yield connection
+        except sa.exc.SQLAlchemyError as error:
+            reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+            raise OperatorError(f"the store cannot be read: {reason}", "look at the disk and the file's rights") from error
 
     def device(self, name: str) -> Device:
         """The device of that name. Raises OperatorError."""

@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 RESTART_PAUSE: Final = 0.05  # s, doubled for every death within STEADY up to RESTART_PAUSE_MAX
 RESTART_PAUSE_MAX: Final = 5.0
 STEADY: Final = 30.0  # s after which a worker counts as healthy
-MAX_QUEUED: Final = 262_144  # commands waiting for a worker; more is a bug
+QUEUED: Final = 8  # commands per device that may wait for a worker, which is a start's worth; more is a bug
 
 
 class Supervisor:
@@ -43,7 +43,7 @@ class Supervisor:
         for end in (ours, self._theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
         self._ours = trio.socket.from_stdlib_socket(ours)
-        self._queue_in, self._queue_out = trio.open_memory_channel[bytes](MAX_QUEUED)
+        self._queue_in, self._queue_out = trio.open_memory_channel[bytes](QUEUED * (limits.max_devices + 10_000))
         self._draining = False
         self.process: trio.Process | None = None
         self.ready = trio.Event()

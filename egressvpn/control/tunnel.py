@@ -6,6 +6,7 @@ handshake, per timer or per change of configuration.
 
 import math
 import os
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -28,6 +29,7 @@ log = structlog.get_logger(__name__)
 
 NANOSECOND: Final = 1_000_000_000
 SYNC_INTERVAL: Final = 60.0  # s
+SOCKADDR_BYTES: Final = {int(socket.AF_INET): 16, int(socket.AF_INET6): 28}
 HANDSHAKE_BUCKETS: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.25)  # s, upper bounds of the histogram
 
 
@@ -44,6 +46,9 @@ class Tunnel:
         self.handshake_seconds = 0.0  # sum over all
         self._sockets = sockets
         self._wake = trio.Event()
+        self.failures = 0  # events whose handling met a bug
+        self.refused: set[str] = set()  # kinds of commands that the worker could not carry out
+        self._syncs = 0
         self._installing: set[int] = set()  # session indexes handed to the worker since the last SYNC
         self._on: dict[Event, Callable[[Any, int, int], None]] = {
             Event.HANDSHAKE: self._on_handshake,
@@ -53,12 +58,17 @@ class Tunnel:
             Event.CONFIRMED: self._on_confirmed,
             Event.READY: self._on_ready,
             Event.SYNCED: self._on_synced,
+            Event.REFUSED: self._on_refused,
         }
 
     def handle(self, event: Any) -> None:
-        """An event of the worker, a record of dtype EVENT."""
-        self._on[Event(int(event.kind))](event, time.monotonic_ns(), time.time_ns())
-        self.flush()
+        """An event of the worker, a record of dtype EVENT. What goes wrong with one is logged and ends nothing else."""
+        try:
+            self._on[Event(int(event.kind))](event, time.monotonic_ns(), time.time_ns())
+            self.flush()
+        except Exception:
+            self.failures += 1
+            log.exception("event failed", kind=int(event.kind))
 
     async def run(self) -> None:
         """Wake the interface at its deadlines."""
@@ -80,7 +90,8 @@ class Tunnel:
     def sessions(self) -> set[int]:
         """The receiver indexes of all sessions that devices have."""
         devices = self.wg.devices[: int(self._worker.device_limit)]
-        slots = np.concatenate([devices["current"], devices["previous"], devices["next"]])
+        # in the direction sessions move, so that one that moves meanwhile is seen
+        slots = np.concatenate([devices["next"], devices["current"], devices["previous"]])
         return set(self.wg.sessions["index"][slots[slots != 0]].tolist()) - {0}
 
     def flush(self) -> None:
@@ -112,10 +123,11 @@ class Tunnel:
 
     def path(self, device: int) -> Path | None:
         """Where the worker last heard the device; None before it ever did."""
-        row = self.wg.devices[device]
-        if not row.remote_length:
+        row = self.wg.devices[device].copy()  # the worker may be writing it: what does not fit together is nothing
+        remote = bytes(row.remote[: int(row.remote_length)])
+        if len(remote) != SOCKADDR_BYTES.get(int.from_bytes(remote[:2], "little")):
             return None
-        return Path(bytes(row.remote[: int(row.remote_length)]), bytes(row.local[: int(row.local_length)]), int(row.socket))
+        return Path(remote, bytes(row.local[: int(row.local_length)]), int(row.socket))
 
     def _transmit(self, output: Transmit) -> None:
         failure = send_datagram(self._sockets[output.path.socket], output.datagram, output.path)
@@ -164,11 +176,20 @@ class Tunnel:
         self._sync()
 
     def _on_synced(self, event: Any, now: int, wall_ns: int) -> None:
-        self.interface.retain_sessions(self.sessions() | self._installing)
+        if int(event.first) == self._syncs:  # an older question's answer does not know of the newer installations
+            self.interface.retain_sessions(self.sessions() | self._installing)
+
+    def _on_refused(self, event: Any, now: int, wall_ns: int) -> None:
+        kind = Command(int(event.first))
+        log.error("the data path refused a command", command=kind.name.lower(), device=int(event.owner))
+        self.refused.add(kind.name.lower().replace("_", " "))
 
     def _sync(self) -> None:
+        self._syncs += 1
         self._installing.clear()
-        self.send(Command.SYNC, 0)
+        record = np.zeros(1, COMMAND)
+        record["kind"], record["index"] = Command.SYNC, self._syncs
+        self.command(record)
 
     def _on_freed(self, event: Any, now: int, wall_ns: int) -> None:
         self.interface.on_sessions_freed(int(event.index))

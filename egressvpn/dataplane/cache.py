@@ -76,5 +76,8 @@ def mark_warm() -> bool:
     directory = cache_dir()
     if os.environ.get("NUMBA_CACHE_DIR") != str(directory):
         return False
-    (directory / "warm").touch()
+    try:
+        (directory / "warm").touch()
+    except OSError:
+        return False
     return True

@@ -24,7 +24,8 @@ class Event(IntEnum):
     FREED = 6  # session index `index` is free again
     CONFIRMED = 7  # first data came on a session that `device` began
     SYNCED = 8  # every command before SYNC has been applied
-    FAILED = 9  # the worker met a bug; text in `octets`
+    REFUSED = 9  # the command of kind `first` could not be carried out: a table is full
+    FAILED = 10  # the worker met a bug; text in `octets`
 
 
 class Command(IntEnum):

@@ -2,7 +2,7 @@
 
 Receivers see the same octets in the same packets: TCP merges only what is next in sequence with equal headers apart
 from sequence number, PSH, length and checksum, in segments of one size but the last; UDP only datagrams of one size but
-the last; and both only after the transport checksum was verified, because the kernel will compute it anew. PSH ends a
+the last; and both only after the checksums were verified, because the kernel will compute it anew. PSH ends a
 super-packet, as in the kernel's GRO. Packets of one flow keep their order; different flows may pass each other.
 
 Nothing is copied: a super-packet is a list of pieces of the receive buffers, gathered by one writev. It therefore ends
@@ -16,6 +16,7 @@ from egressvpn.dataplane.syscalls import write, writev
 from egressvpn.dataplane.tables import Counter
 from egressvpn.kernel import Octets, Row, Word, kernel
 from egressvpn.packet.checksum import fold, sum16, transport_checksum_ok
+from egressvpn.packet.headers import header_checksum_ok
 from egressvpn.packet.octets import be16, be32, be64, put_be16, put_le16
 from egressvpn.verdict import Verdict
 
@@ -90,7 +91,7 @@ def _coalescible(octets: Octets, packet: Row, uso: Word) -> Word:
             return 0
     else:
         return 0
-    return 1 if transport_checksum_ok(octets, packet) else 0
+    return 1 if header_checksum_ok(octets, packet) and transport_checksum_ok(octets, packet) else 0
 
 
 @kernel
@@ -111,7 +112,7 @@ def _appendable(octets: Octets, held: Row, packet: Row) -> Word:
         return 0
     if not _headers_alike(octets, held, packet):
         return 0
-    return 1 if transport_checksum_ok(octets, packet) else 0
+    return 1 if header_checksum_ok(octets, packet) and transport_checksum_ok(octets, packet) else 0
 
 
 @kernel

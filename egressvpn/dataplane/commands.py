@@ -1,7 +1,9 @@
 """Commands from control, applied between two turns of the packet loop. Each is idempotent."""
 
 import socket
+import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -27,7 +29,7 @@ DENIED: Final = 1  # the value of a prefix in the deny list
 
 def entry_points(b: Bundle) -> Iterator[tuple[Any, tuple[Any, ...]]]:
     """Every kernel that Python calls, with arguments of the types it is called with."""
-    key = np.zeros(32, np.uint8)
+    key = np.frombuffer(bytes(32), np.uint8)  # read-only, as in a command: another type for the compiler
     device = b.wg.devices[0]
     yield insert, (b.prefixes, 4, 0, 0, 0, 0)
     yield remove_value, (b.prefixes, 0)
@@ -57,7 +59,12 @@ def apply_waiting(b: Bundle, link: socket.socket) -> bool:
             return True
         if len(octets) != COMMAND.itemsize:
             return False
-        apply(b, np.frombuffer(octets, COMMAND).view(np.recarray)[0], time.monotonic_ns())
+        command = np.frombuffer(octets, COMMAND).view(np.recarray)[0]
+        try:
+            apply(b, command, time.monotonic_ns())
+        except Exception:  # noqa: BLE001  (a bug: taken off all the same, or every successor would meet it again)
+            sys.stderr.write(f"command {int(command.kind)} failed\n{traceback.format_exc()}")
+            report(b, int(Event.REFUSED), int(command.owner), 0, int(command.kind))
         link.recv(COMMAND.itemsize, socket.MSG_DONTWAIT)
 
 
@@ -140,11 +147,13 @@ def _remove_device(b: Bundle, command: Row, number: int, now: int) -> None:
 
 
 def _add_prefix(b: Bundle, command: Row, number: int, now: int) -> None:
-    insert(b.prefixes, int(command.version), int(command.high), int(command.low), int(command.prefix_length), number)
+    if not insert(b.prefixes, int(command.version), int(command.high), int(command.low), int(command.prefix_length), number):
+        report(b, int(Event.REFUSED), number, 0, int(command.kind))
 
 
 def _add_denied(b: Bundle, command: Row, number: int, now: int) -> None:
-    insert(b.denied, int(command.version), int(command.high), int(command.low), int(command.prefix_length), DENIED)
+    if not insert(b.denied, int(command.version), int(command.high), int(command.low), int(command.prefix_length), DENIED):
+        report(b, int(Event.REFUSED), number, 0, int(command.kind))
 
 
 def _add_pool(b: Bundle, command: Row, number: int, now: int) -> None:
@@ -152,13 +161,15 @@ def _add_pool(b: Bundle, command: Row, number: int, now: int) -> None:
 
 
 def _sync(b: Bundle, command: Row, number: int, now: int) -> None:
-    report(b, int(Event.SYNCED), 0, 0, 0)
+    report(b, int(Event.SYNCED), 0, 0, int(command.index))
 
 
 def _set_path(b: Bundle, command: Row, number: int, now: int) -> None:
     device = b.wg.devices[number]
     if command.remote_length:
-        device.remote[:], device.remote_length = command.remote, command.remote_length
+        device.remote_length = 0
+        device.remote[:] = command.remote
+        device.remote_length = command.remote_length
         device.local[:], device.local_length = command.local, command.local_length
         device.socket, device.plain_sends = command.socket, 0
 

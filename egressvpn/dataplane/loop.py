@@ -13,12 +13,12 @@ from egressvpn.dataplane.local import BATCH, CHANNEL_FD, CLOCK, NAP, NEXT_SWEEP,
 from egressvpn.dataplane.receive import LARGE, last_size, receive
 from egressvpn.dataplane.segment import read_tun
 from egressvpn.dataplane.syscalls import CLOCK_MONOTONIC, POLLIN, clock_gettime, nanosleep, poll
-from egressvpn.dataplane.tables import ICMP_ERRORS_BURST, ICMP_ERRORS_PER_SWEEP, Counter
+from egressvpn.dataplane.tables import HANDSHAKES_PER_SWEEP, ICMP_ERRORS_BURST, ICMP_ERRORS_PER_SWEEP, Counter
 from egressvpn.dataplane.transmit import flush_run, report
 from egressvpn.kernel import Octets, Word, kernel
 from egressvpn.nat.expiry import sweep as sweep_flows
 from egressvpn.wireguard.tables import ENABLED
-from egressvpn.wireguard.timers import due
+from egressvpn.wireguard.timers import due, due_again
 
 SWEEP_INTERVAL: Final = 100_000_000  # ns
 SWEEP_FLOWS: Final = 20_000  # flow slots visited per sweep: a million flows in 5 s
@@ -121,10 +121,11 @@ def sweep(b: Bundle, now: Word) -> None:
     """Everything that time brings: timers that are due, flows that are idle, the rate of ICMP errors. Bounded per call."""
     worker = b.work.worker[0]
     worker.icmp_tokens = min(ICMP_ERRORS_BURST, worker.icmp_tokens + ICMP_ERRORS_PER_SWEEP)
+    worker.handshake_tokens = HANDSHAKES_PER_SWEEP
     for number in range(1, worker.device_limit):
         device = b.wg.devices[number]
         if device.state == ENABLED:
             bits = due(device, now)
-            if bits != 0:
-                report(b, DUE, number, 0, bits)
+            if bits != 0 and report(b, DUE, number, 0, bits) == 0:
+                due_again(device, bits, now)
     sweep_flows(b.nat, SWEEP_FLOWS, now)

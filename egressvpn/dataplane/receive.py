@@ -62,6 +62,7 @@ SOURCE_MISMATCH: Final = int(Verdict.SOURCE_MISMATCH)
 DEVICE_DISABLED: Final = int(Verdict.DEVICE_DISABLED)
 NOT_CONFIGURED: Final = int(Verdict.NOT_CONFIGURED)
 NO_MAPPING: Final = int(Verdict.NO_MAPPING)
+CHANNEL_FULL: Final = int(Verdict.CHANNEL_FULL)
 TTL_EXCEEDED: Final = int(Verdict.TTL_EXCEEDED)
 FRAGMENT: Final = int(Verdict.FRAGMENT)
 
@@ -178,7 +179,6 @@ def _message(b: Bundle, socket: Word, slot: Word, offset: Word, size: Word, hear
     kind = le32(octets, offset) if size >= 4 else np.int64(0)
     if kind != DATA:
         if 1 <= kind <= 3 and size == HANDSHAKE_SIZES[kind]:
-            counters[HANDSHAKES_UP] += 1
             _hand_up(b, socket, slot, offset, size)
         else:
             counters[DROPS + MALFORMED_MESSAGE] += 1
@@ -239,6 +239,8 @@ def _move_endpoint(b: Bundle, socket: Word, slot: Word, device: Row) -> None:
     octets = b.local.octets
     name, local = NAMES + slot * NAME_STRIDE, LOCALS + slot * LOCAL_STRIDE
     length = b.local.words[MESSAGES + slot * MESSAGE_WORDS + 1] & 0xFFFFFFFF
+    if octets[name + 2] == 0 and octets[name + 3] == 0:
+        return  # port 0: nothing can be sent there
     same = device.remote_length == length and device.socket == socket
     if same:
         for at in range(0, length, 4):
@@ -246,6 +248,7 @@ def _move_endpoint(b: Bundle, socket: Word, slot: Word, device: Row) -> None:
                 same = False
                 break
     if not same:
+        device.remote_length = 0  # in between there is no endpoint, rather than half of each
         copy(device.remote, 0, octets, name, 32)
         device.remote_length = length
         device.socket = socket
@@ -265,6 +268,13 @@ def _promote(b: Bundle, number: Word, session_slot: Word, now: Word) -> None:
 
 @kernel
 def _hand_up(b: Bundle, socket: Word, slot: Word, offset: Word, size: Word) -> None:
+    """A handshake datagram for control, with its path; more than it can answer are dropped and counted."""
+    worker = b.work.worker[0]
+    if worker.handshake_tokens <= 0:
+        b.work.counters[DROPS + CHANNEL_FULL] += 1
+        return
+    worker.handshake_tokens -= 1
+    b.work.counters[HANDSHAKES_UP] += 1
     event = b.local.events[0]
     octets = b.local.octets
     name, local = NAMES + slot * NAME_STRIDE, LOCALS + slot * LOCAL_STRIDE

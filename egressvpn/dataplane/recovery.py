@@ -21,10 +21,13 @@ def recover(b: Bundle) -> None:
     recover_nat(b.nat)
     for number in range(1, b.work.worker[0].device_limit):
         b.wg.devices[number].staged = 0
+    worker = b.work.worker[0]
     for slot in range(STAGED_SLOTS):
-        number = b.work.staged[slot].owner
-        if number != 0:
-            b.wg.devices[number].staged += 1
+        entry = b.work.staged[slot]
+        if entry.owner != 0 and (worker.staged_tail - 1 - slot) // STAGED_SLOTS < 0:
+            entry.owner = 0  # its sequence number was never given out
+        if entry.owner != 0:
+            b.wg.devices[entry.owner].staged += 1
 
 
 def recover_all(b: Bundle, written: Iterable[tuple[int, int]]) -> None:

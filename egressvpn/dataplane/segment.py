@@ -15,17 +15,20 @@ from egressvpn.dataplane.coalesce import GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS
 from egressvpn.dataplane.local import OUT, TUN_BYTES, TUN_FD, TUN_IN, VNET_BYTES
 from egressvpn.dataplane.syscalls import copy, read
 from egressvpn.dataplane.tables import GATEWAY, Counter
-from egressvpn.dataplane.transmit import PASS, reserve, seal, sealing_session, stage, transmit
+from egressvpn.dataplane.transmit import PASS, flush_run, reserve, seal, sealing_session, stage, transmit
 from egressvpn.kernel import Octets, Row, Word, kernel
+from egressvpn.nat.tables import ENDPOINT_INDEPENDENT
 from egressvpn.nat.translate import inbound
 from egressvpn.packet.checksum import fill_transport_checksum, fold, sum16
 from egressvpn.packet.headers import parse
 from egressvpn.packet.octets import be16, be32, le16, put_be16, put_be32
 from egressvpn.packet.rewrite import clamp_mss
+from egressvpn.policy.deny import denied_source
 from egressvpn.prefixes import lookup4, lookup6
 from egressvpn.verdict import Verdict
 
 MALFORMED_PACKET: Final = int(Verdict.MALFORMED_PACKET)
+POLICY_DENIED: Final = int(Verdict.POLICY_DENIED)
 NO_ROUTE: Final = int(Verdict.NO_ROUTE)
 NOT_CONFIGURED: Final = int(Verdict.NOT_CONFIGURED)
 PACKET_TOO_BIG: Final = int(Verdict.PACKET_TOO_BIG)
@@ -69,6 +72,8 @@ def handle_tun(b: Bundle, size: Word, now: Word) -> Word:
             return MALFORMED_PACKET
         packet.segments = (packet.start + packet.length - packet.payload + segment - 1) // segment
     if worker.mode == GATEWAY:
+        if b.nat.settings[0].filtering == ENDPOINT_INDEPENDENT and packet.icmp_error == 0 and denied_source(b.denied, packet) != PASS:
+            return POLICY_DENIED  # its flow would let the device answer where it may not go
         verdict = inbound(b.nat, packet, octets, now)
         if verdict != PASS:
             return verdict
@@ -115,6 +120,8 @@ def _segments(b: Bundle, packet: Row, segment: Word, now: Word) -> Word:
     slot = sealing_session(b, packet.owner, now)
     if slot < 0:
         return -slot
+    if slot == 0:
+        flush_run(b)  # pieces to be staged are made where sealed messages collect
     number = np.int64(0)
     at = packet.payload
     while at < end:

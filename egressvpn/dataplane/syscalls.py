@@ -38,6 +38,8 @@ EAGAIN: Final = 11
 EIO: Final = 5
 EINVAL: Final = 22
 EMSGSIZE: Final = 90
+EADDRNOTAVAIL: Final = 99
+ENETUNREACH: Final = 101
 
 if JIT:
 

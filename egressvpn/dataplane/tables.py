@@ -28,6 +28,7 @@ WORKER = np.dtype(
         ("inner6_hi", "i8"),
         ("inner6_lo", "i8"),
         ("icmp_tokens", "i8"),  # token bucket of locally made ICMP errors, refilled by the sweep
+        ("handshake_tokens", "i8"),  # handshake datagrams that may still go up before the next sweep
         ("device_limit", "i8"),  # one above the highest device slot in use
         ("staged_head", "i8"),  # oldest staged sequence number
         ("staged_tail", "i8"),  # next staged sequence number
@@ -35,6 +36,7 @@ WORKER = np.dtype(
     align=True,
 )
 
+HANDSHAKES_PER_SWEEP: Final = 300  # about what control can answer in 100 ms; a flood must not fill the channel for other events
 ICMP_ERRORS_PER_SWEEP: Final = 10  # locally made ICMP errors per 100 ms, RFC 1812 4.3.2.8
 ICMP_ERRORS_BURST: Final = 50
 

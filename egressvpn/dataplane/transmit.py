@@ -22,7 +22,7 @@ from egressvpn.dataplane.local import (
     SEND_MESSAGE,
     UDP_FDS,
 )
-from egressvpn.dataplane.syscalls import EINVAL, EIO, EMSGSIZE, MSG_DONTWAIT, copy, errno, send, sendmsg
+from egressvpn.dataplane.syscalls import EADDRNOTAVAIL, EINVAL, EIO, EMSGSIZE, ENETUNREACH, MSG_DONTWAIT, copy, errno, send, sendmsg
 from egressvpn.dataplane.tables import MAX_STAGED, STAGED_SLOTS, Counter
 from egressvpn.kernel import Row, Word, kernel
 from egressvpn.packet.octets import put_le16, put_le32, put_le64
@@ -63,8 +63,8 @@ SOL_UDP, UDP_SEGMENT = 17, 103
 
 
 @kernel
-def report(b: Bundle, kind: Word, device: Word, index: Word, first: Word) -> None:
-    """Send an event to control; a full channel loses it, which is counted."""
+def report(b: Bundle, kind: Word, device: Word, index: Word, first: Word) -> Word:
+    """Send an event to control: 1. A full channel loses it, which is counted: 0."""
     event = b.local.events[0]
     event.kind = kind
     event.owner = device
@@ -72,17 +72,19 @@ def report(b: Bundle, kind: Word, device: Word, index: Word, first: Word) -> Non
     event.first = first
     if np.int64(send(b.local.fds[CHANNEL_FD], b.local.events.ctypes.data, EVENT_SIZE, MSG_DONTWAIT)) == EVENT_SIZE:
         b.work.counters[EVENTS] += 1
-    elif kind == HANDSHAKE:
+        return 1
+    if kind == HANDSHAKE:
         b.work.counters[CHANNEL_FULL] += 1
     else:
         b.work.counters[EVENTS_LOST] += 1
+    return 0
 
 
 @kernel
 def report_wanted(b: Bundle, number: Word, now: Word) -> None:
     """Ask control for a new session, at most once per REKEY_TIMEOUT."""
-    if ask_for_session(b.wg.devices[number], now) == 1:
-        report(b, WANTED, number, 0, 0)
+    if ask_for_session(b.wg.devices[number], now) == 1 and report(b, WANTED, number, 0, 0) == 0:
+        b.wg.devices[number].handshake_asked = 0
 
 
 @kernel
@@ -286,9 +288,9 @@ def flush_run(b: Bundle) -> None:
         if _send(b, device, run.start, run.total, run.segment) >= 0:
             return
         failure = errno(b.local.octets, ERRNO)
-        if failure == EIO or failure == EINVAL:
-            b.work.worker[0].gso = 0
-        elif failure == EMSGSIZE:
+        if failure == EIO:
+            b.work.worker[0].gso = 0  # no checksum offload: it will never work here
+        elif failure == EMSGSIZE or failure == EINVAL:
             device.plain_sends = 1
         else:
             b.work.counters[SEND_FAILED] += count
@@ -311,6 +313,18 @@ def send_octets(b: Bundle, number: Word, start: Word, length: Word) -> Word:
 
 @kernel
 def _send(b: Bundle, device: Row, start: Word, length: Word, segment: Word) -> Word:
+    """One sendmsg to a device's endpoint; when the address it wrote to is no longer ours, from whichever routing chooses."""
+    sent = _send_from(b, device, start, length, segment)
+    if sent < 0 and device.local_length > 0:
+        failure = errno(b.local.octets, ERRNO)
+        if failure == EINVAL or failure == ENETUNREACH or failure == EADDRNOTAVAIL:
+            device.local_length = 0
+            sent = _send_from(b, device, start, length, segment)
+    return sent
+
+
+@kernel
+def _send_from(b: Bundle, device: Row, start: Word, length: Word, segment: Word) -> Word:
     """One sendmsg to a device's endpoint from the address it wrote to; segment 0: a single datagram."""
     octets, words = b.local.octets, b.local.words
     size = device.local_length

@@ -4,10 +4,10 @@ Started by control as `python -m egressvpn.dataplane.worker --arena FD …`. Kil
 the same arena: packets, timers and counters as they stood, cipher contexts made again from the keys in the arena.
 """
 
-import contextlib
 import ctypes
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -27,7 +27,7 @@ PR_SET_TIMERSLACK: Final = 29
 
 
 def announce(channel: socket.socket, kind: Event, first: int = 0, second: int = 0, text: str = "") -> None:
-    """Tell control; when nobody listens there is nobody to tell."""
+    """Tell control; without it there is nothing to go on for."""
     import numpy as np
 
     event = np.zeros(1, EVENT)
@@ -35,8 +35,12 @@ def announce(channel: socket.socket, kind: Event, first: int = 0, second: int = 
     octets = text.encode()[:DATAGRAM_BYTES]
     event["octets"][0, : len(octets)] = np.frombuffer(octets, np.uint8)
     event["length"] = len(octets)
-    with contextlib.suppress(OSError):
+    try:
         channel.send(event.tobytes(), socket.MSG_DONTWAIT)
+    except ConnectionError:
+        os._exit(0)  # control is gone
+    except OSError:
+        return  # full: it can wait for the next one
 
 
 @click.command()
@@ -47,6 +51,7 @@ def announce(channel: socket.socket, kind: Event, first: int = 0, second: int = 
 @click.option("--limits", type=str, required=True, help="What the arena was dimensioned for, as JSON.")
 def main(arena: int, channel: int, tun: int, udp: str, limits: str) -> None:
     """One worker of the gateway. Not meant to be started by hand."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no keys in core dumps
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for control, which then tells us
     ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0)  # ns: short naps are short
     link = socket.socket(fileno=channel)
@@ -65,7 +70,7 @@ def _serve(arena_fd: int, link: socket.socket, tun: int, sockets: list[int], lim
     from egressvpn.dataplane import aead, arena, local
     from egressvpn.dataplane.bundle import bundle
     from egressvpn.dataplane.commands import apply_waiting
-    from egressvpn.dataplane.loop import CHANNEL_CLOSED, COMMAND_WAITING, run
+    from egressvpn.dataplane.loop import CHANNEL_CLOSED, COMMAND_WAITING, SWEEP_INTERVAL, run
     from egressvpn.dataplane.recovery import recover_all
     from egressvpn.kernel import JIT
 
@@ -79,6 +84,7 @@ def _serve(arena_fd: int, link: socket.socket, tun: int, sockets: list[int], lim
     if worker.starts > 0:
         recover_all(b, memory.written("sessions"))
     worker.pid, worker.starts, worker.ready_at = os.getpid(), worker.starts + 1, time.monotonic_ns()
+    b.local.words[local.NEXT_SWEEP] = time.monotonic_ns() + SWEEP_INTERVAL  # what waits in the channel comes before timers
     announce(link, Event.READY, int(aead.AEAD == "libcrypto"), int(JIT))
     while True:
         outcome = run(b, TURNS)

@@ -10,8 +10,10 @@ PROTOCOL, which marks every route and rule of ours (`ip route show proto 222`).
 
 import contextlib
 import errno
+import fcntl
 import ipaddress
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -29,6 +31,8 @@ FIB_RULE_INVERT: Final = 2  # linux/fib_rules.h: "not"
 IFA_F_NODAD: Final = 2  # linux/if_addr.h: nobody else is on a point-to-point link
 ANY_SCOPE: Final = 255  # RT_SCOPE_NOWHERE: a route to remove, of whatever scope
 IPPROTO_UDP: Final = 17
+SIOCGIFFLAGS: Final = 0x8913  # linux/sockios.h
+IFF_UP: Final = 1
 FAMILIES: Final = {int(socket.AF_INET): "0.0.0.0", int(socket.AF_INET6): "::"}  # noqa: S104  (with the destination of a default route)
 
 # What undoing may find: the interface, route, address or rule is gone already.
@@ -161,6 +165,14 @@ class Netlink:
 def interface_exists(name: str) -> bool:
     with contextlib.suppress(OSError):
         return socket.if_nametoindex(name) > 0
+    return False
+
+
+def link_is_up(name: str) -> bool:
+    """Whether the interface is there and set up (IFF_UP)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket, contextlib.suppress(OSError):
+        answer = fcntl.ioctl(any_socket, SIOCGIFFLAGS, struct.pack("16sH22x", name.encode(), 0))
+        return bool(struct.unpack_from("=H", answer, 16)[0] & IFF_UP)
     return False
 
 

@@ -35,9 +35,9 @@ def accept(session: Row, counter: Word) -> Word:
     bit = np.int64(1) << (counter & 63)
     if (counter ^ SIGN) > (newest ^ SIGN):
         top = (newest >> 6) & WORD_MASK
+        session.newest = counter  # first: killed before the words are clear, too much is refused, never too little
         for step in range(1, min(word - top, WINDOW_WORDS) + 1):
             session.window[(top + step) & (WINDOW_WORDS - 1)] = 0
-        session.newest = counter
     elif newest - counter > WINDOW_BITS or newest - counter < 0:
         return 0
     if session.window[word & (WINDOW_WORDS - 1)] & bit:

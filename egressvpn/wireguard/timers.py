@@ -124,6 +124,15 @@ def due(device: Row, now: Word) -> Word:
 
 
 @kernel
+def due_again(device: Row, bits: Word, now: Word) -> None:
+    """What `due` reported did not reach anybody: it is due still. The other two deadlines come again by themselves."""
+    if bits & DUE_KEEPALIVE:
+        device.keepalive_due = now
+    if bits & DUE_HANDSHAKE:
+        device.handshake_due = now
+
+
+@kernel
 def ask_for_session(device: Row, now: Word) -> Word:
     """1 when control should be asked for a handshake now: at most once per REKEY_TIMEOUT, not once per packet."""
     if device.handshake_asked != 0 and now - device.handshake_asked < REKEY_TIMEOUT:

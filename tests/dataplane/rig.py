@@ -123,6 +123,7 @@ def rig(mode: int = CLIENT, limits: Limits = LIMITS) -> Rig:
     worker = b.work.worker[0]
     worker.mode, worker.mtu, worker.gso, worker.uso, worker.open = mode, limits.mtu, 1, 1, 1
     worker.icmp_tokens = 100
+    worker.handshake_tokens = 10_000
     return Rig(b, outer_tun, peer, outer_channel, [udp, inner_tun, inner_channel], memory.fd)
 
 

@@ -166,3 +166,13 @@ def _renumbered(octets: bytes, number: int) -> bytes:
     packet = parse(octets)
     packet[IP].id, packet[IP].chksum = number, None
     return bytes(packet)
+
+
+def test_a_packet_with_a_bad_header_checksum_is_never_merged() -> None:
+    packets = tcp_run(4, 500)
+    for number in (1, 2):
+        broken = bytearray(packets[number])
+        broken[10] ^= 0x55
+        packets[number] = bytes(broken)
+    frames, _ = through(packets)
+    assert [frame[10:] for frame in frames] == packets

@@ -4,16 +4,20 @@ import socket
 import struct
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 
-from egressvpn.dataplane.channel import Command, Event
-from egressvpn.dataplane.receive import receive
+from egressvpn.dataplane.channel import COMMAND, Command, Event
+from egressvpn.dataplane.commands import apply_waiting
+from egressvpn.dataplane.local import NAMES
+from egressvpn.dataplane.receive import _move_endpoint, receive
 from egressvpn.dataplane.segment import read_tun
 from egressvpn.dataplane.tables import GATEWAY, Counter
 from egressvpn.dataplane.transmit import flush_run
+from egressvpn.nat.tables import ENDPOINT_INDEPENDENT
 from tests.dataplane.rig import SECOND, START, Rig, open_sealed, rig, seal
 
 INNER, OTHER, POOL, REMOTE = "100.64.0.2", "100.64.0.3", "203.0.113.1", "198.51.100.2"
@@ -251,3 +255,59 @@ def test_any_inner_packet_is_let_through_or_dropped_once(texts: list[bytes]) -> 
         assert sum(made.drops().values()) + len(out) == len(texts)
     finally:
         made.close()
+
+
+def test_an_endpoint_nothing_can_be_sent_to_is_not_learnt() -> None:
+    made, index = gateway()
+    before = bytes(made.b.wg.devices[1].remote)
+    made.send(seal(index, 0, inner()))
+    name = made.b.local.octets[NAMES : NAMES + 32]
+    receive(made.b, 0, 64, START)
+    name[2:4] = 0
+    _move_endpoint(made.b, 0, 0, made.b.wg.devices[1])
+    assert bytes(made.b.wg.devices[1].remote) == before
+    made.close()
+
+
+def test_a_denied_host_opens_no_flow_from_outside() -> None:
+    made, index = gateway()
+    made.b.nat.settings[0].filtering = ENDPOINT_INDEPENDENT
+    (out,) = take(made, seal(index, 0, inner()))
+    made.tun.send(bytes(10) + bytes(IP(src="10.1.2.3", dst=POOL) / UDP(sport=53, dport=out[UDP].sport) / b"come in"))
+    read_tun(made.b, START)
+    assert made.drops() == {"policy_denied": 1}
+    assert take(made, seal(index, 1, inner(dst="10.1.2.3"))) == []
+    made.close()
+
+
+def test_a_flood_of_handshakes_leaves_room_for_other_events() -> None:
+    made, _ = gateway()
+    made.b.work.worker[0].handshake_tokens = 2
+    made.send(*([b"\1\0\0\0" + bytes(144)] * 10))
+    receive(made.b, 0, 64, START)
+    assert made.event_kinds() == [Event.HANDSHAKE] * 2
+    assert made.drops() == {"channel_full": 8}
+    made.close()
+
+
+def test_a_command_that_cannot_be_carried_out_is_taken_off_and_reported() -> None:
+    made, _ = gateway()
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    bad, good = np.zeros(1, COMMAND), np.zeros(1, COMMAND)
+    bad["kind"], bad["external4"] = Command.ADD_POOL, 999
+    good["kind"], good["index"] = Command.SYNC, 7
+    there.send(bad.tobytes())
+    there.send(good.tobytes())
+    assert apply_waiting(made.b, here)
+    assert made.event_kinds() == [Event.REFUSED, Event.SYNCED]
+    assert not _waits(here)
+    here.close()
+    there.close()
+    made.close()
+
+
+def _waits(end: socket.socket) -> bool:
+    try:
+        return bool(end.recv(COMMAND.itemsize, socket.MSG_DONTWAIT | socket.MSG_PEEK))
+    except BlockingIOError:
+        return False

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 
-from egressvpn.dataplane.channel import Event
+from egressvpn.dataplane.channel import Command, Event
 from egressvpn.dataplane.local import TUN_IN
 from egressvpn.dataplane.loop import run
 from egressvpn.dataplane.segment import handle_tun, read_tun
@@ -29,8 +29,6 @@ HIGH, LOW = struct.unpack("!qq", socket.inet_pton(socket.AF_INET6, DEVICE6))
 def bench() -> Rig:
     made = rig()
     made.add_device(1, ADDRESS, internal6_hi=HIGH, internal6_lo=LOW)
-    from egressvpn.dataplane.channel import Command
-
     made.command(Command.ADD_PREFIX, owner=1, version=6, high=HIGH, low=LOW, prefix_length=128)
     return made
 
@@ -131,7 +129,7 @@ def test_padding_stops_at_the_mtu() -> None:
 
 def test_packets_wait_for_a_session_and_the_oldest_is_dropped() -> None:
     made = bench()
-    made.command(_command("CLEAR"), owner=1)
+    made.command(Command.CLEAR, owner=1)
     made.events()
     for number in range(MAX_STAGED + 3):
         made.tun.send(super_packet(4, True, struct.pack("!I", number), 1000))
@@ -139,7 +137,7 @@ def test_packets_wait_for_a_session_and_the_oldest_is_dropped() -> None:
     assert made.event_kinds() == [Event.WANTED]
     assert made.drops() == {"staged_overflow": 3}
     made.session(1, (1 << 6) | 0x77770000)
-    made.command(_command("KEEPALIVE"), owner=1)
+    made.command(Command.KEEPALIVE, owner=1)
     texts = [open_sealed(datagram)[2] for datagram in made.sent()]
     assert [struct.unpack_from("!I", text, 28)[0] for text in texts] == list(range(3, MAX_STAGED + 3))
     made.close()
@@ -147,20 +145,14 @@ def test_packets_wait_for_a_session_and_the_oldest_is_dropped() -> None:
 
 def test_a_super_packet_without_a_session_waits_as_segments() -> None:
     made = bench()
-    made.command(_command("CLEAR"), owner=1)
+    made.command(Command.CLEAR, owner=1)
     frame = super_packet(4, False, random.Random(1).randbytes(5_000), 1000)
     made.tun.send(frame)
     read_tun(made.b, START)
     made.session(1, (1 << 6) | 0x77770000)
-    made.command(_command("KEEPALIVE"), owner=1)
+    made.command(Command.KEEPALIVE, owner=1)
     assert [open_sealed(datagram)[2][:1040] for datagram in made.sent()] == packets_of(frame)
     made.close()
-
-
-def _command(name: str) -> Any:
-    from egressvpn.dataplane.channel import Command
-
-    return Command[name]
 
 
 @pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 29])
@@ -187,4 +179,24 @@ def test_a_dead_tun_does_not_make_the_loop_spin() -> None:
     made.tun.close()
     assert run(made.b, 3) == 0
     assert made.counter(Counter.POLLS) == 3
+    made.close()
+
+
+def test_pieces_that_must_wait_do_not_touch_what_is_sealed_for_another() -> None:
+    made = bench()
+    other = "100.64.0.9"
+    made.add_device(2, int.from_bytes(socket.inet_aton(other), "big"))
+    made.command(Command.CLEAR, owner=2)
+    sealed = super_packet(4, True, b"for the first", 1000)
+    waiting = super_packet(4, False, b"SECRET" * 500, 1000)
+    readdressed = IP(waiting[VNET.size :])
+    readdressed[IP].dst = other
+    for frame in (sealed, waiting[: VNET.size] + bytes(readdressed)):
+        made.tun.send(frame)
+        read_tun(made.b, START)
+    flush_run(made.b)
+    (datagram,) = made.sent()
+    assert b"SECRET" not in datagram
+    assert open_sealed(datagram)[2][28:41] == b"for the first"
+    assert int(made.b.wg.devices[2].staged) == 3
     made.close()

@@ -1,5 +1,6 @@
 """The replay window against the kernel's counter.c self-test, and against a set of all counters seen."""
 
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -135,3 +136,44 @@ def fresh() -> Any:
 
 def signed(counter: int) -> int:
     return counter - (1 << 64) if counter >= 1 << 63 else counter
+
+
+class Dying:
+    """A session whose process is killed at its `stores`-th store."""
+
+    class Killed(Exception):
+        pass
+
+    def __init__(self, session: Any, stores: int) -> None:
+        self.__dict__.update(session=session, left=stores)
+
+    def __getattr__(self, name: str) -> Any:
+        return self if name == "window" else getattr(self.session, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._store()
+        setattr(self.session, name, value)
+
+    def __getitem__(self, word: int) -> Any:
+        return self.session.window[word]
+
+    def __setitem__(self, word: int, value: Any) -> None:
+        self._store()
+        self.session.window[word] = value
+
+    def _store(self) -> None:
+        if self.left == 0:
+            raise self.Killed
+        self.__dict__["left"] -= 1
+
+
+@pytest.mark.parametrize("stores", [0, 1, 2, 60, 127, 128, 129])
+@pytest.mark.parametrize("jump", [1, 70, 5_000, 20_000])
+def test_a_worker_killed_in_the_middle_accepts_nothing_twice(jump: int, stores: int) -> None:
+    session = fresh()
+    for counter in range(1000):
+        assert accept(session, counter) == 1
+    rules = getattr(accept, "py_func", accept)
+    with contextlib.suppress(Dying.Killed):
+        rules(Dying(session, stores), 999 + jump)
+    assert [counter for counter in range(1000) if accept(session, counter)] == []
