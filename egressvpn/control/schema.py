@@ -20,7 +20,6 @@ T = TypeVar("T")
 
 MAX_DEVICES: Final = 262_143  # four session slots for each and for slot 0, which is none: 20 bits of a session index
 MAX_WORKERS: Final = 64  # 6 bits of a session index
-IFNAMSIZ: Final = 16  # linux/if.h, with the closing zero
 
 
 @typing.dataclass_transform(kw_only_default=True, frozen_default=True)

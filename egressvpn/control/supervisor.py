@@ -44,7 +44,6 @@ class Supervisor:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
         self._ours = trio.socket.from_stdlib_socket(ours)
         self._queue_in, self._queue_out = trio.open_memory_channel[bytes](QUEUED * (limits.max_devices + 10_000))
-        self._draining = False
         self.process: trio.Process | None = None
         self.ready = trio.Event()
         self.restarts = 0

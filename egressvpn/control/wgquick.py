@@ -34,7 +34,6 @@ KEYS: Final = {
     "Interface": ("PrivateKey", "Address", "DNS", "MTU", "ListenPort", "Table", "FwMark", *IGNORED),
     "Peer": ("PublicKey", "PresharedKey", "Endpoint", "AllowedIPs", "PersistentKeepalive"),
 }
-SECRET: Final = ("PrivateKey", "PresharedKey")
 
 LABEL: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 HOST_NAME: Final = re.compile(rf"(?=.{{1,253}}\Z){LABEL}(?:\.{LABEL})*\.?")

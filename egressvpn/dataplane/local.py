@@ -22,7 +22,6 @@ FREED: Final = 8  # session indexes given up in one step, at most four
 NONCE: Final = 0  # 12: four zeros and the counter
 ERRNO: Final = 16
 TAG_NAME: Final = 24  # "tag\0", an OSSL_PARAM key
-TAG: Final = 32
 SEND_CONTROL: Final = 64  # PKTINFO and UDP_SEGMENT control messages, 64
 ICMP: Final = 256  # a locally made ICMP error, behind room for its headers
 ICMP_BYTES: Final = 2048
@@ -101,7 +100,6 @@ class Local(NamedTuple):
     words: Any
     contexts: Any  # per session: opening context, sealing context, the session index both are keyed for
     packet: Any  # the packet in work
-    spare: Any  # a second one, for packets made here
     supers: Any
     run: Any
     events: Any
@@ -118,7 +116,6 @@ def create(sessions: int, channel: int, tun: int, sockets: list[int]) -> Local:
         np.zeros(OCTETS, np.uint8),
         np.zeros(WORDS, np.int64),
         np.zeros(sessions * CONTEXT_WORDS, np.int64),
-        np.zeros(1, PACKET).view(np.recarray),
         np.zeros(1, PACKET).view(np.recarray),
         np.zeros(SUPERS, SUPER).view(np.recarray),
         np.zeros(1, RUN).view(np.recarray),

@@ -205,7 +205,6 @@ def _message(b: Bundle, socket: Word, slot: Word, offset: Word, size: Word, hear
         counters[RX_KEEPALIVES] += 1
         return number
     on_data_received(device, now)
-    device.received_packets += 1
     verdict = _inner(b, number, offset + HEADER, text, now)
     if verdict != PASS:
         counters[DROPS + verdict] += 1

@@ -14,7 +14,6 @@ writev = foreign(libc, "writev", "p", "i", "p", "i")
 send = foreign(libc, "send", "p", "i", "p", "p", "i")
 recvmmsg = foreign(libc, "recvmmsg", "i", "i", "p", "i", "i", "p")
 sendmsg = foreign(libc, "sendmsg", "p", "i", "p", "i")
-sendmmsg = foreign(libc, "sendmmsg", "i", "i", "p", "i", "i")
 poll = foreign(libc, "poll", "i", "p", "p", "i")
 nanosleep = foreign(libc, "nanosleep", "i", "p", "p")
 clock_gettime = foreign(libc, "clock_gettime", "i", "i", "p")
@@ -34,7 +33,6 @@ def copy(target: Octets, at: Word, source: Octets, start: Word, size: Word) -> N
 MSG_DONTWAIT: Final = 0x40
 CLOCK_MONOTONIC: Final = 1
 POLLIN: Final = 1
-EAGAIN: Final = 11
 EIO: Final = 5
 EINVAL: Final = 22
 EMSGSIZE: Final = 90

@@ -23,14 +23,12 @@ WORKER = np.dtype(
         ("uso", "i8"),  # 1: the TUN takes UDP super-packets
         ("pid", "i8"),
         ("starts", "i8"),  # how many workers have run on this arena
-        ("ready_at", "i8"),
         ("inner4", "i8"),  # the gateway's own tunnel addresses, the source of its ICMP errors; 0: none
         ("inner6_hi", "i8"),
         ("inner6_lo", "i8"),
         ("icmp_tokens", "i8"),  # token bucket of locally made ICMP errors, refilled by the sweep
         ("handshake_tokens", "i8"),  # handshake datagrams that may still go up before the next sweep
         ("device_limit", "i8"),  # one above the highest device slot in use
-        ("staged_head", "i8"),  # oldest staged sequence number
         ("staged_tail", "i8"),  # next staged sequence number
     ],
     align=True,

@@ -167,7 +167,6 @@ def seal(b: Bundle, number: Word, slot: Word, target: Word, length: Word, now: W
     device.sent_bytes += size
     on_authenticated_sent(device, now)
     if length > 0:
-        device.sent_packets += 1
         on_data_sent(device, now)
         b.work.counters[TX_PACKETS] += 1
         b.work.counters[TX_BYTES] += length

@@ -83,7 +83,7 @@ def _serve(arena_fd: int, link: socket.socket, tun: int, sockets: list[int], lim
     worker = b.work.worker[0]
     if worker.starts > 0:
         recover_all(b, memory.written("sessions"))
-    worker.pid, worker.starts, worker.ready_at = os.getpid(), worker.starts + 1, time.monotonic_ns()
+    worker.pid, worker.starts = os.getpid(), worker.starts + 1
     b.local.words[local.NEXT_SWEEP] = time.monotonic_ns() + SWEEP_INTERVAL  # what waits in the channel comes before timers
     announce(link, Event.READY, int(aead.AEAD == "libcrypto"), int(JIT))
     while True:

@@ -59,8 +59,6 @@ DEVICE = np.dtype(
         ("last_handshake_wall", "i8"),  # ns since the epoch, for `wg show` and metrics
         ("received_bytes", "i8"),
         ("sent_bytes", "i8"),
-        ("received_packets", "i8"),
-        ("sent_packets", "i8"),
         ("staged", "i8"),  # packets waiting for a session
     ],
     align=True,

@@ -144,3 +144,41 @@ def test_without_compiled_kernels_the_gateway_runs_interpreted_and_says_so(lab: 
         assert "interpreted" in lab.processes.output(idle_gateway.name, "err")
     finally:
         client.stop()
+
+
+def test_a_tun_that_was_set_down_is_set_up_again_with_its_routes(lab: Lab, idle_gateway: Egress, untouched: dict[str, Any]) -> None:
+    (quick,) = idle_gateway.prepare(1)
+    idle_gateway.start()
+    client = WireGuardGo(lab, 1, quick)
+    client.start()
+    try:
+        traffic.first_answer(lab, client.namespace, INTERNET4[0])
+        lab.ip(lab.gateway, "link set egress0 down")
+        assert traffic.first_answer(lab, client.namespace, INTERNET4[0])
+        assert len(traffic.ping(lab, client.namespace, INTERNET6[0], count=2)) == 2
+    finally:
+        client.stop()
+    assert idle_gateway.stop() == 0
+
+
+def test_a_tun_that_was_deleted_ends_the_gateway_with_a_clear_line(lab: Lab, idle_gateway: Egress, untouched: dict[str, Any]) -> None:
+    idle_gateway.start()
+    lab.ip(lab.gateway, "link delete egress0")
+    deadline = time.monotonic() + 10
+    while lab.processes.returncode(idle_gateway.name) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert lab.processes.returncode(idle_gateway.name) == 1
+    assert "egress0 was deleted" in lab.processes.output(idle_gateway.name, "err").splitlines()[-1]
+
+
+def test_a_second_gateway_on_the_same_state_is_refused_though_all_else_differs(lab: Lab, idle_gateway: Egress) -> None:
+    idle_gateway.start()
+    try:
+        before = kernel_state(lab)
+        idle_gateway.edit(r"(?m)^listen = \[.*:51820.*$", 'listen = ["192.0.2.1:51999"]')
+        idle_gateway.edit(r"(?m)^networks = ", 'interface = "egress9"\nnetworks = ')
+        assert "another gateway" in refusal(idle_gateway)
+        assert kernel_state(lab) == before
+    finally:
+        idle_gateway.stop()
