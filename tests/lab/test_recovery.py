@@ -54,6 +54,7 @@ def test_new_clients_are_served_by_the_next_worker(lab: Lab, gateway: Egress) ->
     latecomer.start()
     try:
         assert traffic.first_answer(lab, latecomer.namespace, INTERNET4[0])
+        assert gateway.drops()["channel_full"] == 0  # its handshake waited in the socket and was taken at once
     finally:
         latecomer.stop()
 
