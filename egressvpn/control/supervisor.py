@@ -50,6 +50,11 @@ class Supervisor:
         self.aead = ""
         self.jit = True
 
+    def close(self) -> None:
+        """Give the channel up; the worker, if there is one, ends."""
+        self._ours.close()
+        self._theirs.close()
+
     @property
     def pid(self) -> int:
         """Of the running worker; 0 between two of them."""
@@ -63,12 +68,15 @@ class Supervisor:
 
     async def run(self, handle: Callable[[Any], None], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run workers until cancelled. `task_status.started` is called when the first one is ready for packets."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._pump_commands)
-            nursery.start_soon(self._pump_events, handle)
-            nursery.start_soon(self._keep_running)
-            await self.ready.wait()
-            task_status.started()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._pump_commands)
+                nursery.start_soon(self._pump_events, handle)
+                nursery.start_soon(self._keep_running)
+                await self.ready.wait()
+                task_status.started()
+        finally:
+            self.close()
 
     async def _pump_commands(self) -> None:
         async for octets in self._queue_out:

@@ -238,3 +238,12 @@ def test_a_place_where_nothing_can_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OperatorError, match="cannot create the store"):
         open_store(URL, tmp_path / "file" / "state")
+
+
+def test_a_store_that_cannot_be_read_is_an_error_for_the_operator(tmp_path: Path) -> None:
+    with open_store("sqlite:///devices.db", tmp_path) as store:
+        store.close()
+        (tmp_path / "devices.db").write_bytes(b"no database at all" * 400)
+        for read in (store.revision, store.snapshot):
+            with pytest.raises(OperatorError, match="cannot be read"):
+                read()
