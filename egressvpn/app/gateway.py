@@ -6,6 +6,7 @@ and the pools into its tables.
 """
 
 import fcntl
+import itertools
 import json
 import os
 import resource
@@ -49,6 +50,7 @@ log = structlog.get_logger(__name__)
 
 WATCH_INTERVAL: Final = 0.5  # s between two looks at the store's revision: a change is in the data path within 1 s
 LINK_INTERVAL: Final = 2.0  # s between two looks at the TUN
+LOOKS_PER_ROUTE_LOOK: Final = 5
 LOOKS_PER_MACHINE_LOOK: Final = 20  # the machine's addresses change rarely
 JOURNAL: Final = "sysctl.json"  # in state_dir: what to restore
 FILTERING: Final = {
@@ -225,16 +227,21 @@ async def _watch(fleet: Fleet) -> None:
 
 
 async def _watch_link(config: Config, tun: Tun, view: View) -> None:
-    """Somebody set the TUN down (which drops its routes) or deleted it: mend the one, say the other."""
-    while True:
+    """Somebody set the TUN down (which drops its routes) or deleted it: mend the one, say the other.
+
+    Down and up again between two looks loses the routes as well, so they are looked at too, less often.
+    """
+    for look in itertools.count(1):
         await trio.sleep(LINK_INTERVAL)
         if not interface_exists(tun.name):
             raise OperatorError(f"interface {tun.name} was deleted under the gateway", "start it again")
-        if link_is_up(tun.name):
+        up = link_is_up(tun.name)
+        if up and look % LOOKS_PER_ROUTE_LOOK and not view.link_trouble:
             continue
-        log.error("the TUN was set down; setting it up again with its routes", interface=tun.name)
+        if not up:
+            log.error("the TUN was set down; setting it up again with its routes", interface=tun.name)
         try:
             _connect(config, tun, Netlink())
             view.link_trouble = ""
         except OperatorError as error:
-            view.link_trouble = f"interface {tun.name} is down and cannot be set up: {error}"
+            view.link_trouble = f"interface {tun.name} or its routes cannot be set up: {error}"

@@ -146,15 +146,18 @@ def test_without_compiled_kernels_the_gateway_runs_interpreted_and_says_so(lab: 
         client.stop()
 
 
-def test_a_tun_that_was_set_down_is_set_up_again_with_its_routes(lab: Lab, idle_gateway: Egress, untouched: dict[str, Any]) -> None:
+@pytest.mark.parametrize("changes", [["down"], ["down", "up"]], ids=["down", "down and up"])
+def test_a_tun_that_was_set_down_is_set_up_again_with_its_routes(
+    lab: Lab, idle_gateway: Egress, untouched: dict[str, Any], changes: list[str]
+) -> None:
     (quick,) = idle_gateway.prepare(1)
     idle_gateway.start()
     client = WireGuardGo(lab, 1, quick)
     client.start()
     try:
         traffic.first_answer(lab, client.namespace, INTERNET4[0])
-        lab.ip(lab.gateway, "link set egress0 down")
-        assert traffic.first_answer(lab, client.namespace, INTERNET4[0])
+        lab.ip(lab.gateway, *(f"link set egress0 {change}" for change in changes))
+        assert traffic.first_answer(lab, client.namespace, INTERNET4[0], tries=20)
         assert len(traffic.ping(lab, client.namespace, INTERNET6[0], count=2)) == 2
     finally:
         client.stop()
