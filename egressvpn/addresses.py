@@ -27,11 +27,15 @@ class Path:
 
 
 def pack_sockaddr(host: str, port: int) -> bytes:
-    """A struct sockaddr_in or sockaddr_in6 for a literal address. Raises ValueError when `host` is not one."""
+    """A struct sockaddr_in or sockaddr_in6 for a literal address, "fe80::1%eth0" too. Raises ValueError when `host` is not one."""
     address = ipaddress.ip_address(host)
     if address.version == 4:
         return struct.pack("=H", socket.AF_INET) + struct.pack("!H", port) + address.packed + bytes(8)
-    return struct.pack("=H", socket.AF_INET6) + struct.pack("!HI", port, 0) + address.packed + struct.pack("=I", 0)
+    try:
+        scope = socket.if_nametoindex(address.scope_id) if address.scope_id else 0
+    except OSError:
+        raise ValueError(f"there is no interface {address.scope_id}") from None
+    return struct.pack("=H", socket.AF_INET6) + struct.pack("!HI", port, 0) + address.packed + struct.pack("=I", scope)
 
 
 def unpack_sockaddr(raw: bytes) -> tuple[str, int]:
@@ -40,7 +44,18 @@ def unpack_sockaddr(raw: bytes) -> tuple[str, int]:
     (port,) = struct.unpack_from("!H", raw, 2)
     if family == socket.AF_INET:
         return str(ipaddress.IPv4Address(raw[4:8])), port
-    return str(ipaddress.IPv6Address(raw[8:24])), port
+    (scope,) = struct.unpack_from("=I", raw, 24)
+    return f"{ipaddress.IPv6Address(raw[8:24])}{_scope(scope)}", port
+
+
+def _scope(index: int) -> str:
+    """How the interface of a link-local address is written."""
+    if index == 0:
+        return ""
+    try:
+        return f"%{socket.if_indextoname(index)}"
+    except OSError:  # it is gone
+        return f"%{index}"
 
 
 def words(address: IPAddress) -> tuple[int, int]:

@@ -63,6 +63,12 @@ if JIT:
         _count += 1
         return numba.njit(**_options)(function)  # type: ignore[no-any-return]
 
+    def inlined(function: F) -> F:
+        """A kernel that becomes part of its callers: for what is called once, or too small to be worth passing a bundle of tables."""
+        global _count
+        _count += 1
+        return numba.njit(forceinline=True, **_options)(function)  # type: ignore[no-any-return]
+
     def foreign(library: ctypes.CDLL, name: str, result: str, *arguments: str) -> Any:
         """A C function callable from kernels. Types are 'p' (pointer or size, 64 bit), 'i' (32 bit) or 'v' (nothing)."""
         kinds = {"p": types.intp, "i": types.int32, "v": types.void}
@@ -78,6 +84,8 @@ else:
         global _count
         _count += 1
         return function
+
+    inlined = kernel
 
     def foreign(library: ctypes.CDLL, name: str, result: str, *arguments: str) -> Any:
         """A C function callable from kernels. Types are 'p' (pointer or size, 64 bit), 'i' (32 bit) or 'v' (nothing)."""

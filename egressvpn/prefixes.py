@@ -16,7 +16,7 @@ import numpy as np
 from egressvpn.kernel import Row, Table, Word, kernel
 from egressvpn.prefix_tables import NODE, tables
 
-__all__ = ["NODE", "insert", "lookup4", "lookup6", "recover", "remove", "remove_value", "tables"]
+__all__ = ["NODE", "find", "insert", "lookup4", "lookup6", "recover", "remove", "remove_value", "tables"]
 
 
 @kernel
@@ -60,6 +60,18 @@ def insert(table: Table, version: Word, hi: Word, lo: Word, length: Word, value:
     table[fork].child[_bit(table[node].hi, table[node].lo, shared)] = node
     table[parent].child[branch] = fork
     return 1
+
+
+@kernel
+def find(table: Table, version: Word, hi: Word, lo: Word, length: Word) -> Word:
+    """The value of exactly this prefix, 0 when it is not in the table."""
+    hi, lo = _key(version, hi, lo, length)
+    node = table[0].child[_side(version)]
+    while node != 0 and table[node].length < length and _holds(table[node], hi, lo):
+        node = table[node].child[_bit(hi, lo, table[node].length)]
+    if node == 0 or table[node].length != length or table[node].hi != hi or table[node].lo != lo:
+        return np.int64(0)
+    return table[node].value
 
 
 @kernel

@@ -23,6 +23,11 @@ class Verdict(IntEnum):
     INVALID_HANDSHAKE = 12
     CHANNEL_FULL = 13
     TRUNCATED_DATAGRAM = 14
+    COOKIE_REQUIRED = 15  # under load and without a valid MAC2: a cookie reply was sent
+    RATE_LIMITED = 16  # under load and with a valid MAC2, but too many from this source
+    HANDSHAKE_OVERLOAD = 17  # more than the data path answers or hands up in this moment
+    UNEXPECTED_COOKIE_REPLY = 18  # for no message of ours, or already answered
+    INVALID_COOKIE_REPLY = 19
     # the inner packet
     MALFORMED_PACKET = 20
     BAD_CHECKSUM = 21

@@ -15,6 +15,8 @@ REJECT_AFTER_TIME: Final = 180 * SECOND
 REKEY_ATTEMPT_TIME: Final = 90 * SECOND
 REKEY_TIMEOUT: Final = 5 * SECOND
 KEEPALIVE_TIMEOUT: Final = 10 * SECOND
+COOKIE_REFRESH_TIME: Final = 120 * SECOND  # age at which the secret behind the cookies we give out is replaced
+COOKIE_USABLE_TIME: Final = COOKIE_REFRESH_TIME - REKEY_TIMEOUT  # for the one who got it; kernel: minus COOKIE_SECRET_LATENCY
 
 # names of the kernel's messages.h
 REKEY_TIMEOUT_JITTER_MAX: Final = 333 * MILLISECOND

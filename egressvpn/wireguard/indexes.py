@@ -1,10 +1,13 @@
-"""Session indexes: the 32-bit numbers by which a peer addresses one of our sessions or handshakes (whitepaper 5.4.2).
+"""Session indexes: the 32-bit numbers by which a peer addresses one of our sessions or handshakes (whitepaper 5.4.2, W25).
 
-    bit 31                                     6 5       0
-        random bits | slot of the session table | worker
+    bit 31      26 25                                    0
+        worker    |  random bits | slot of the session table        x
+        index = x * MULTIPLIER  mod 2^32
 
 The slot finds the session without a hash table, the worker bits steer a datagram to its owner, the random bits make a
-number unlikely to be met again when its slot is reused. The slot itself is drawn at random as well. Slot 0 is never used.
+number unlikely to be met again when its slot is reused. The slot itself is drawn at random as well. Multiplying by an odd
+number only changes the names: every bit of an index looks random, as an observer must not count our sessions or workers,
+and multiplying by the inverse leads back. Slot 0 is never used, so no index is 0.
 """
 
 from array import array
@@ -13,12 +16,27 @@ from typing import Any, Final
 
 WORKER_BITS: Final = 6
 INDEX_BITS: Final = 32
-MAX_SLOTS: Final = 1 << (INDEX_BITS - WORKER_BITS)
+WORKER_SHIFT: Final = INDEX_BITS - WORKER_BITS
+MAX_SLOTS: Final = 1 << WORKER_SHIFT
+INDEX_MASK: Final = (1 << INDEX_BITS) - 1
+INVERSE: Final = 0x6A09E667  # 2^32 times the fraction of sqrt 2: odd, and below 2^31, so that times an index it stays below 2^63
+MULTIPLIER: Final = pow(INVERSE, -1, 1 << INDEX_BITS)
 
 
 def slot_of(index: Any, slots: Any) -> Any:
     """The session slot an index names, in a table of `slots` rows (a power of two)."""
-    return (index >> 6) & (slots - 1)
+    return (index * INVERSE) & (slots - 1)
+
+
+def worker_of(index: Any) -> Any:
+    """The worker whose session an index names."""
+    return (index * INVERSE) >> WORKER_SHIFT & (1 << WORKER_BITS) - 1
+
+
+def index_of(slot: int, salt: int, slots: int, worker: int = 0) -> int:
+    """The index of a slot in a table of `slots` rows. Bits of the salt for which there is no room are dropped."""
+    inside = (salt * slots | slot) & MAX_SLOTS - 1
+    return (worker << WORKER_SHIFT | inside) * MULTIPLIER & INDEX_MASK
 
 
 class SessionIndexes:
@@ -49,8 +67,7 @@ class SessionIndexes:
         position = drawn % len(self._free)
         slot, self._free[position] = self._free[position], self._free[-1]
         self._free.pop()
-        salt = (drawn >> 32) * self._slots & (1 << (INDEX_BITS - WORKER_BITS)) - 1
-        index = (salt | slot) << WORKER_BITS | self._worker
+        index = index_of(slot, drawn >> 32, self._slots, self._worker)
         self._held.add(index)
         return index
 

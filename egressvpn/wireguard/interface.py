@@ -5,8 +5,8 @@ Bytes, moments and `now` go in; `poll` gives what to send and to install, in ord
 not kept here, only their indexes are held until `on_sessions_freed`.
 
 Order of judgement for what comes in (each step may end in silence and a counted verdict):
-shape, MAC1, [Diffie-Hellman] known peer, authentic, newer than before, not too fast. Until all have passed nothing changes.
-The place of the rate limiter and of cookies is between MAC1 and the first Diffie-Hellman.
+shape, MAC1, [first Diffie-Hellman] known peer, authentic, newer than before, not too fast. Until all have passed nothing changes.
+Cookies are asked for and sources are limited before a datagram gets here, by the data path (dataplane/door.py).
 """
 
 import heapq
@@ -25,7 +25,7 @@ from egressvpn.wireguard.constants import (
 )
 from egressvpn.wireguard.identity import LocalIdentity
 from egressvpn.wireguard.indexes import SessionIndexes
-from egressvpn.wireguard.mac import add_macs, mac1_valid
+from egressvpn.wireguard.mac import mac1_valid
 from egressvpn.wireguard.messages import (
     COOKIE_REPLY,
     INITIATION,
@@ -33,37 +33,50 @@ from egressvpn.wireguard.messages import (
     Initiation,
     Response,
     kind_of,
+    unpack_cookie_reply,
     unpack_initiation,
     unpack_response,
 )
 from egressvpn.wireguard.noise import KEY_BYTES, NO_PRESHARED_KEY, Initiator, InvalidHandshake, Responder
-from egressvpn.wireguard.outputs import Clear, DropStaged, Install, Output, SendKeepalive, Transmit
+from egressvpn.wireguard.outputs import Clear, DropStaged, Install, KeepTimestamp, Output, SendKeepalive, Transmit
 from egressvpn.wireguard.peer import Outstanding, Peer
 from egressvpn.wireguard.timestamps import NO_TIMESTAMP, TimestampClock
 
-__all__ = ["Clear", "DropStaged", "Install", "Interface", "Output", "SendKeepalive", "Transmit"]
+__all__ = ["Clear", "DropStaged", "Install", "Interface", "KeepTimestamp", "Output", "SendKeepalive", "Transmit"]
 
 EPHEMERAL_BYTES: Final = KEY_BYTES
 
 
 class Interface:
-    """Handshakes with every peer. Devices are named by their slot."""
+    """Handshakes with every peer. Devices are named by their slot.
 
-    def __init__(self, private_key: bytes, indexes: SessionIndexes, random: Callable[[int], bytes]) -> None:
-        self._identities: tuple[LocalIdentity, ...] = (LocalIdentity.from_private(private_key),)
+    Without a private key it answers nobody and begins nothing. `newest_timestamp` is the mark of the last KeepTimestamp before
+    a restart.
+    """
+
+    def __init__(
+        self, private_key: bytes | None, indexes: SessionIndexes, random: Callable[[int], bytes], newest_timestamp: bytes = NO_TIMESTAMP
+    ) -> None:
+        self._identities: tuple[LocalIdentity, ...] = () if private_key is None else (LocalIdentity.from_private(private_key),)
         self._indexes = indexes
         self._random = random
-        self._clock = TimestampClock()
+        self._clock = TimestampClock(newest_timestamp)
         self._peers: dict[int, Peer] = {}
         self._by_key: dict[bytes, Peer] = {}
         self._by_index: dict[int, Peer] = {}  # of outstanding initiations
+        self._by_mac1: dict[int, Peer] = {}  # by the index in the last message to each, until a cookie reply to it came
         self._deadlines: list[tuple[int, int]] = []  # heap of (due, device); an entry counts while it equals the peer's due
         self._outputs: list[Output] = []
 
     @property
+    def identities(self) -> tuple[LocalIdentity, ...]:
+        """Our own keys, the one that begins handshakes first; empty while there is none."""
+        return self._identities
+
+    @property
     def public_key(self) -> bytes:
-        """Of the identity that begins handshakes."""
-        return self._identities[0].public_key
+        """Of the identity that begins handshakes; empty while there is none."""
+        return self._identities[0].public_key if self._identities else b""
 
     def peer(self, device: int) -> Peer | None:
         """What is known of a peer; to look at, not to change."""
@@ -103,6 +116,7 @@ class Interface:
             return
         del self._by_key[peer.public_key]
         self._end_handshake(peer)
+        self._forget_mac1(peer)
         self._outputs.append(Clear(device))
 
     def set_path(self, device: int, path: Path) -> None:
@@ -112,37 +126,52 @@ class Interface:
             peer.path = path
 
     def change_private_key(self, private_key: bytes) -> list[int]:
-        """Another identity: all sessions and handshakes end. A peer with that very key is removed; returns such devices."""
+        """Another identity: all sessions and handshakes end, new ones may begin at once. The key it has already changes nothing.
+
+        A peer with that very key is removed; returns such devices.
+        """
         identity = LocalIdentity.from_private(private_key)
+        if self._identities == (identity,):
+            return []
         ours = self._by_key.get(identity.public_key)
         if ours is not None:
             self.remove_peer(ours.device)
-        self._identities = (identity,)
+        self._change_identities((identity,))
+        return [] if ours is None else [ours.device]
+
+    def clear_private_key(self) -> None:
+        """No identity: all sessions and handshakes end, and none begins until there is a key again."""
+        if self._identities:
+            self._change_identities(())
+
+    def _change_identities(self, identities: tuple[LocalIdentity, ...]) -> None:
+        self._identities = identities
         for peer in self._peers.values():
             self._end_handshake(peer)
-            peer.forget_shared()
+            peer.on_identity_changed()
             self._outputs.append(Clear(peer.device))
-        return [] if ours is None else [ours.device]
 
     # what happened
 
     def receive(self, datagram: bytes, path: Path, now: int, wall_ns: int) -> Verdict:
         """A handshake datagram came, from anybody. PASS when it did something."""
-        del wall_ns  # cookies will want it
+        del wall_ns  # events of every kind bring it; answers need none
         kind = kind_of(datagram)
         try:
             if kind == INITIATION:
                 return self._receive_initiation(datagram, path, now)
             if kind == RESPONSE:
                 return self._receive_response(datagram, path)
+            if kind == COOKIE_REPLY:
+                return self._receive_cookie_reply(datagram, now)
         except InvalidHandshake:
             return Verdict.INVALID_HANDSHAKE
-        return Verdict.UNEXPECTED_RESPONSE if kind == COOKIE_REPLY else Verdict.MALFORMED_MESSAGE
+        return Verdict.MALFORMED_MESSAGE
 
     def on_session_wanted(self, device: int, now: int, wall_ns: int) -> None:
         """The worker has data for a device but no usable session, or its session is getting old."""
         peer = self._peers.get(device)
-        if peer is None or peer.path is None:
+        if peer is None or peer.path is None or not self._identities:
             return
         peer.attempts = 0  # there is new data: try for the full time again (kernel: send.c)
         if peer.due is not None:
@@ -164,8 +193,8 @@ class Interface:
         peer = self._peers.get(device)
         if peer is None:
             return
-        if due_bits & DUE_ZERO:
-            self._outputs.append(Clear(device))
+        if due_bits & DUE_ZERO:  # the worker has wiped the sessions; if we are trying for a new one we go on, with fresh keys
+            self._release_outstanding(peer)
         if due_bits & DUE_HANDSHAKE:
             peer.let_kernel_choose_source()
             self.on_session_wanted(device, now, wall_ns)
@@ -233,7 +262,7 @@ class Interface:
         if index == 0:
             return Verdict.HANDSHAKE_FLOOD  # only known peers get here, faster than the worker frees their sessions
         ephemeral, empty = noise.write_response(self._random(EPHEMERAL_BYTES), peer.preshared_key)
-        response = add_macs(peer.mac1_key, Response(index, remote_index, ephemeral, empty).pack())
+        response = self._complete(peer, Response(index, remote_index, ephemeral, empty).pack(), index, now)
         receive_key, send_key = noise.keys()
         peer.on_response_sent(now)
         self._outputs.append(Install(peer.device, index, remote_index, receive_key, send_key, False, path, response))
@@ -260,18 +289,21 @@ class Interface:
             self._give_up(peer)
             return
         peer.sent_timestamp = timestamp
-        peer.on_initiation_sent(Outstanding(index, identity, noise), self._jitter(), now)
+        mark = self._clock.mark_for(timestamp)
+        if mark is not None:
+            self._outputs.append(KeepTimestamp(mark))
+        peer.on_initiation_sent(Outstanding(index, noise), self._jitter(), now)
         self._by_index[index] = peer
         self._schedule(peer)
-        self._outputs.append(Transmit(add_macs(peer.mac1_key, Initiation(index, *parts).pack()), peer.path))
+        datagram = self._complete(peer, Initiation(index, *parts).pack(), index, now)
+        self._outputs.append(Transmit(peer.device, datagram, peer.path))
 
     def _receive_response(self, datagram: bytes, path: Path) -> Verdict:
-        identity = self._identity_meant(datagram)
-        if identity is None:
+        if self._identity_meant(datagram) is None:
             return Verdict.BAD_MAC1
         message = unpack_response(datagram)
         peer = self._by_index.get(message.receiver)
-        if peer is None or peer.outstanding is None or peer.outstanding.identity is not identity:
+        if peer is None or peer.outstanding is None:
             return Verdict.UNEXPECTED_RESPONSE
         noise = peer.outstanding.noise
         noise.read_response(message.ephemeral, message.empty, peer.preshared_key)
@@ -282,6 +314,30 @@ class Interface:
         self._outputs.append(Install(peer.device, message.receiver, message.sender, receive_key, send_key, True, path))
         self._outputs.append(SendKeepalive(peer.device))
         return Verdict.PASS
+
+    # macs and cookies
+
+    def _complete(self, peer: Peer, message: bytes, index: int, now: int) -> bytes:
+        """Add the MACs; from now on a cookie reply to this message, and to none before it, is expected."""
+        self._forget_mac1(peer)
+        self._by_mac1[index] = peer
+        return peer.macs.complete(message, index, now)
+
+    def _receive_cookie_reply(self, datagram: bytes, now: int) -> Verdict:
+        reply = unpack_cookie_reply(datagram)
+        peer = self._by_mac1.get(reply.receiver)
+        if peer is None:
+            return Verdict.UNEXPECTED_COOKIE_REPLY
+        if not peer.macs.take_cookie(reply, now):
+            return Verdict.INVALID_COOKIE_REPLY
+        del self._by_mac1[reply.receiver]
+        return Verdict.PASS
+
+    def _forget_mac1(self, peer: Peer) -> None:
+        if self._by_mac1.get(peer.macs.index) is peer:
+            del self._by_mac1[peer.macs.index]
+
+    # repetition
 
     def _repeat(self, peer: Peer, now: int, wall_ns: int) -> None:
         at = peer.earliest_initiation(now)

@@ -16,10 +16,11 @@ MACS_BYTES: Final = 2 * MAC_BYTES  # mac1 and mac2 end both handshake messages
 
 _INITIATION = struct.Struct("<II32s48s28s")
 _RESPONSE = struct.Struct("<III32s16s")
+_COOKIE_REPLY = struct.Struct("<II24s32s")
 
 INITIATION_BYTES: Final = _INITIATION.size + MACS_BYTES
 RESPONSE_BYTES: Final = _RESPONSE.size + MACS_BYTES
-COOKIE_REPLY_BYTES: Final = 64
+COOKIE_REPLY_BYTES: Final = _COOKIE_REPLY.size
 
 LENGTHS: Final = {INITIATION: INITIATION_BYTES, RESPONSE: RESPONSE_BYTES, COOKIE_REPLY: COOKIE_REPLY_BYTES}
 
@@ -50,6 +51,18 @@ class Response(NamedTuple):
         return _RESPONSE.pack(RESPONSE, *self)
 
 
+class CookieReply(NamedTuple):
+    """The answer of a receiver under load: try again with the sealed cookie."""
+
+    receiver: int
+    nonce: bytes
+    cookie: bytes
+
+    def pack(self) -> bytes:
+        """The whole datagram; it has no MACs."""
+        return _COOKIE_REPLY.pack(COOKIE_REPLY, *self)
+
+
 def kind_of(datagram: bytes) -> int:
     """INITIATION, RESPONSE or COOKIE_REPLY, when the type word and the length are exactly theirs; else 0."""
     kind = int.from_bytes(datagram[:4], "little")
@@ -64,3 +77,8 @@ def unpack_initiation(datagram: bytes) -> Initiation:
 def unpack_response(datagram: bytes) -> Response:
     """Of a datagram whose kind is RESPONSE."""
     return Response(*_RESPONSE.unpack_from(datagram)[1:])
+
+
+def unpack_cookie_reply(datagram: bytes) -> CookieReply:
+    """Of a datagram whose kind is COOKIE_REPLY."""
+    return CookieReply(*_COOKIE_REPLY.unpack_from(datagram)[1:])

@@ -1,4 +1,4 @@
-"""What an interface wants done, in order. The first is for the socket, the others are commands to the worker."""
+"""What an interface wants done, in order. KeepTimestamp is for the disk, the others are commands to the worker."""
 
 from dataclasses import dataclass, field
 
@@ -6,9 +6,17 @@ from egressvpn.addresses import Path
 
 
 @dataclass(frozen=True, slots=True)
-class Transmit:
-    """Send a handshake datagram."""
+class KeepTimestamp:
+    """Write `mark` down before going on, and start with it the next time: no initiation may carry a TAI64N above what is kept."""
 
+    mark: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Transmit:
+    """Send a handshake datagram of a device."""
+
+    device: int
     datagram: bytes
     path: Path
 
@@ -48,4 +56,4 @@ class DropStaged:
     device: int
 
 
-Output = Transmit | Install | SendKeepalive | Clear | DropStaged
+Output = KeepTimestamp | Transmit | Install | SendKeepalive | Clear | DropStaged

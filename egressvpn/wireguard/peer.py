@@ -13,7 +13,7 @@ from egressvpn.addresses import Path
 from egressvpn.verdict import Verdict
 from egressvpn.wireguard.constants import INITIATIONS_PER_SECOND, MAX_TIMER_HANDSHAKES, REKEY_TIMEOUT, SECOND
 from egressvpn.wireguard.identity import LocalIdentity
-from egressvpn.wireguard.mac import mac1_key
+from egressvpn.wireguard.mac import Macs
 from egressvpn.wireguard.noise import NO_PRESHARED_KEY, Initiator, diffie_hellman
 from egressvpn.wireguard.timestamps import NO_TIMESTAMP
 
@@ -25,7 +25,6 @@ class Outstanding:
     """An initiation we sent that has not been answered."""
 
     index: int
-    identity: LocalIdentity
     noise: Initiator = field(repr=False)
 
 
@@ -45,11 +44,11 @@ class Peer:
     outstanding: Outstanding | None = None
     attempts: int = 0
     due: int | None = None
-    mac1_key: bytes = field(default=b"", repr=False)
+    macs: Macs = field(init=False, repr=False)
     _shared: dict[bytes, bytes] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        self.mac1_key = mac1_key(self.public_key)
+        self.macs = Macs(self.public_key)
 
     def static_static(self, identity: LocalIdentity) -> bytes:
         """The Diffie-Hellman of both static keys, computed once. Raises InvalidHandshake for a low-order public key."""
@@ -58,9 +57,10 @@ class Peer:
             shared = self._shared[identity.public_key] = diffie_hellman(identity.private_key, self.public_key)
         return shared
 
-    def forget_shared(self) -> None:
-        """Our static key changed."""
+    def on_identity_changed(self) -> None:
+        """Our static key changed: nothing derived from it is good, and a new handshake need not wait."""
         self._shared.clear()
+        self.sent_at = None
 
     def judge_initiation(self, timestamp: bytes, now: int) -> Verdict:
         """PASS when an authenticated initiation is newer than any before and not too soon after the last."""

@@ -6,6 +6,7 @@
     authenticated sent        clear                              re-arm
     authenticated received                     clear             re-arm
     session installed                          clear             re-arm           re-arm
+    handshake given up        clear
     sessions cleared          clear            clear                              clear
 
 A keepalive is authenticated but is not data, so it is never answered by another. The sweep of the worker asks `due`.
@@ -48,7 +49,7 @@ def on_data_received(device: Row, now: Word) -> None:
 
 @kernel
 def on_authenticated_sent(device: Row, now: Word) -> None:
-    """Any message under a session's key was sent: data, keepalive, handshake response."""
+    """Any message that the peer can authenticate was sent: data, keepalive, handshake."""
     device.last_sent = now
     device.keepalive_due = 0
     if device.persistent_interval != 0:
@@ -80,6 +81,12 @@ def on_handshake_complete(device: Row, now: Word) -> None:
 
 
 @kernel
+def on_handshake_given_up(device: Row) -> None:
+    """Every repetition went unanswered (kernel: wg_expired_retransmit_handshake)."""
+    device.keepalive_due = 0
+
+
+@kernel
 def on_sessions_cleared(device: Row) -> None:
     """No session is left."""
     device.keepalive_due = 0
@@ -105,7 +112,7 @@ def on_persistent_interval(device: Row, interval: Word, now: Word) -> None:
 def due(device: Row, now: Word) -> Word:
     """Which deadlines have passed, as DUE_ bits; each is reported once and then cleared or re-armed.
 
-    Zeroing is reported every second until `on_sessions_cleared`: a lost report must not leave keys behind.
+    Zeroing comes every second until `on_sessions_cleared`: a worker killed before it must not leave keys behind.
     """
     bits = 0
     if device.keepalive_due != 0 and device.keepalive_due <= now:
@@ -125,11 +132,13 @@ def due(device: Row, now: Word) -> Word:
 
 @kernel
 def due_again(device: Row, bits: Word, now: Word) -> None:
-    """What `due` reported did not reach anybody: it is due still. The other two deadlines come again by themselves."""
+    """What `due` reported did not reach anybody: it is due still. A persistent keepalive comes again by itself."""
     if bits & DUE_KEEPALIVE:
         device.keepalive_due = now
     if bits & DUE_HANDSHAKE:
         device.handshake_due = now
+    if bits & DUE_ZERO:
+        device.zero_due = now
 
 
 @kernel
@@ -155,8 +164,8 @@ def session_usable_to_receive(session: Row, now: Word) -> Word:
 
 @kernel
 def rekey_wanted_on_send(session: Row, now: Word) -> Word:
-    """1 after sending on the current session, when it is old: by messages in either role, by time only for its initiator."""
-    if session.send_counter > REKEY_AFTER_MESSAGES or session.send_counter < 0:
+    """1 when the current session, about to be sent on, is old: by messages in either role, by time only for its initiator."""
+    if session.send_counter >= REKEY_AFTER_MESSAGES or session.send_counter < 0:
         return 1
     return 1 if session.initiator != 0 and now - session.created >= REKEY_AFTER_TIME else 0
 

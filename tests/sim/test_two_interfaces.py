@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from egressvpn.verdict import Verdict
 from egressvpn.wireguard import timers
 from egressvpn.wireguard.constants import MILLISECOND, REKEY_TIMEOUT, REKEY_TIMEOUT_JITTER_MAX, SECOND
-from egressvpn.wireguard.interface import DropStaged, Install
+from egressvpn.wireguard.interface import DropStaged
 
+from .rules import assert_rules_hold
 from .world import SWEEP, Wire, World
 
 INITIATION, RESPONSE, DATA = 1, 2, 4
@@ -282,18 +283,3 @@ def test_w25_a_lost_response_costs_no_index() -> None:
     assert second.delivered == [b"1"]
     assert len(first.indexes) == first.sessions() == 1
     assert len(second.indexes) == second.sessions() == 1
-
-
-def assert_rules_hold(world: World, sent: dict[int, list[bytes]]) -> None:
-    """What must be true at any time, whatever the wire did."""
-    for node in world.nodes:
-        other = world.nodes[1 - node.number]
-        assert all(count == 1 for count in node.nonces.values())  # W24
-        assert len(set(other.delivered)) == len(other.delivered)
-        assert set(other.delivered) <= set(sent[node.number])
-        assert all(later - earlier >= REKEY_TIMEOUT for earlier, later in itertools.pairwise(world.sent(INITIATION, node.number)))
-        peer = node.interface.peer(1)
-        assert peer is not None
-        assert len(node.indexes) == node.sessions() + (peer.outstanding is not None)
-        indexes = [output.index for output in node.outputs if isinstance(output, Install)]
-        assert len(set(indexes)) == len(indexes)

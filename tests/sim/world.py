@@ -1,7 +1,8 @@
 """Two nodes, a wire that loses, doubles and reorders, and a clock that only moves when told to.
 
 A node is an Interface with a stand-in for its worker: the very kernels of sessions, timers and replay over small tables, and
-AEAD per packet. The world runs events in order of their time; a seed decides everything that is random.
+AEAD per packet. A Door stands before each interface. The world runs events in order of their time; a seed decides everything
+that is random.
 """
 
 import heapq
@@ -18,16 +19,20 @@ import numpy as np
 from egressvpn.addresses import Path, pack_sockaddr
 from egressvpn.verdict import Verdict
 from egressvpn.wireguard import keypairs, timers
-from egressvpn.wireguard.constants import DUE_HANDSHAKE, DUE_ZERO, MILLISECOND, SECOND
+from egressvpn.wireguard.constants import COOKIE_REFRESH_TIME, DUE_HANDSHAKE, DUE_ZERO, MILLISECOND, SECOND
 from egressvpn.wireguard.indexes import SessionIndexes
-from egressvpn.wireguard.interface import Clear, DropStaged, Install, Interface, Output, SendKeepalive, Transmit
+from egressvpn.wireguard.interface import Clear, DropStaged, Install, Interface, KeepTimestamp, Output, SendKeepalive, Transmit
 from egressvpn.wireguard.noise import InvalidHandshake, open_sealed, seal
 from egressvpn.wireguard.replay import accept, counter_usable
 from egressvpn.wireguard.tables import ENABLED, WireGuardTables, tables
+from egressvpn.wireguard.timestamps import NO_TIMESTAMP
+
+from .door import Door
 
 DEVICE: Final = 1  # each node has one peer, its device 1
 WALL_AT_0: Final = 1_700_000_000 * SECOND
 SWEEP: Final = 100 * MILLISECOND
+SOURCES: Final = 16  # the rate limiter's
 TRANSPORT = struct.Struct("<IIq")
 
 
@@ -55,7 +60,9 @@ class World:
         self.nodes = [Node(self, number) for number in (0, 1)]
         for node, other in (self.nodes, self.nodes[::-1]):
             node.interface.add_peer(DEVICE, other.interface.public_key, psk, other.path)
-            self.after(SWEEP, node.sweep)
+            node.endpoint = other.path
+            self.after(self.dice.randrange(SWEEP), node.sweep)  # nobody's clock ticks with another's
+            node.rotate()
 
     def after(self, delay: int, action: Callable[[], None]) -> None:
         heapq.heappush(self._events, (self.now + delay, next(self._order), action))
@@ -67,15 +74,20 @@ class World:
             action()
         self.now = end
 
-    def carry(self, sender: "Node", datagram: bytes) -> None:
-        """Put a datagram on the wire to the other node."""
+    def carry(self, sender: "Node", datagram: bytes, to: Path) -> None:
+        """Put a datagram on the wire. It reaches the other node if that is still there when it comes."""
         self.log.append((self.now, sender.number, datagram[0]))
         self.datagrams.append(datagram)
         receiver, origin = self.nodes[1 - sender.number], sender.path
         if self.dice.random() < self.wire.loss:
             return
+
+        def arrive() -> None:
+            if receiver.path.remote == to.remote:
+                receiver.receive(datagram, origin)
+
         for _ in range(2 if self.dice.random() < self.wire.doubling else 1):
-            self.after(self.dice.randint(self.wire.delay_min, self.wire.delay_max), lambda: receiver.receive(datagram, origin))
+            self.after(self.dice.randint(self.wire.delay_min, self.wire.delay_max), arrive)
 
     def sent(self, kind: int, number: int | None = None) -> list[int]:
         """When messages of a type were sent, by one node or by either."""
@@ -95,20 +107,35 @@ class Node:
     outputs: list[Output] = field(default_factory=list)
     staged: list[bytes] = field(default_factory=list)
     dropped: int = 0
+    kept: bytes = NO_TIMESTAMP  # the mark on disk
+    wall_offset: int = 0  # of a clock that is wrong
 
     def __post_init__(self) -> None:
-        arrays: dict[str, Any] = {name: np.zeros(count, dtype).view(np.recarray) for name, (dtype, count) in tables(1).items()}
+        arrays: dict[str, Any] = {name: np.zeros(count, dtype).view(np.recarray) for name, (dtype, count) in tables(1, SOURCES).items()}
         self.wg = WireGuardTables(**arrays)
         self.device = self.wg.devices[DEVICE]
         self.device.state = ENABLED
         self.freed = np.zeros(keypairs.FREED_MAX, np.int64)
-        self.path = Path(pack_sockaddr(f"192.0.2.{self.number + 1}", 51820))
+        self.path = self.endpoint = Path(pack_sockaddr(f"192.0.2.{self.number + 1}", 51820))
         self.indexes = SessionIndexes(self.wg.sessions.size, self.number, self.world.dice.randbytes)
-        self.interface = Interface(self.world.dice.randbytes(32), self.indexes, self.world.dice.randbytes)
+        self.private_key = self.world.dice.randbytes(32)
+        self.interface = Interface(self.private_key, self.indexes, self.world.dice.randbytes)
+        self.door = Door(self.wg)
+        self.door.set_identities(self.interface.identities)
 
     @property
     def wall_ns(self) -> int:
-        return WALL_AT_0 + self.world.now
+        return WALL_AT_0 + self.world.now + self.wall_offset
+
+    def restart(self) -> None:
+        """Lose everything but the private key, the configuration and the mark on disk."""
+        self._clear()
+        self.staged.clear()
+        self.indexes = SessionIndexes(self.wg.sessions.size, self.number, self.world.dice.randbytes)
+        other = self.world.nodes[1 - self.number]
+        self.interface = Interface(self.private_key, self.indexes, self.world.dice.randbytes, self.kept)
+        self.interface.add_peer(DEVICE, other.interface.public_key, path=other.path)
+        self.device.handshake_asked = 0
 
     def send(self, payload: bytes) -> None:
         """The user has a packet for the other side."""
@@ -118,26 +145,30 @@ class Node:
     def want(self) -> None:
         """Begin a handshake."""
         self.interface.on_session_wanted(DEVICE, self.world.now, self.wall_ns)
-        self._carry_out()
+        self.carry_out()
 
     def receive(self, datagram: bytes, origin: Path) -> None:
         if datagram[0] == 4:
             self.verdicts[self._open(datagram, origin)] += 1
         else:
-            self.verdicts[self.interface.receive(datagram, origin, self.world.now, self.wall_ns)] += 1
-        self._carry_out()
+            self.verdicts[self._knock(datagram, origin)] += 1
+        self.carry_out()
 
     def sweep(self) -> None:
         """Every 100 ms: the worker's timers, then the handshakes'."""
         bits = int(timers.due(self.device, self.world.now))
         if bits & DUE_ZERO:
-            self._release(keypairs.clear(self.wg, DEVICE, self.freed))
-            timers.on_sessions_cleared(self.device)
+            self._clear()
         if bits:
-            self.interface.on_timer(DEVICE, bits & ~DUE_ZERO, self.world.now, self.wall_ns)
+            self.interface.on_timer(DEVICE, bits, self.world.now, self.wall_ns)
         self.interface.advance(self.world.now, self.wall_ns)
-        self._carry_out()
+        self.carry_out()
         self.world.after(SWEEP, self.sweep)
+
+    def rotate(self) -> None:
+        """A new secret behind the cookies, and so on."""
+        self.door.set_secret(self.world.dice.randbytes(32))
+        self.world.after(COOKIE_REFRESH_TIME, self.rotate)
 
     def keys_left(self) -> bool:
         return any(self.wg.sessions[name].any() for name in ("receive_key", "send_key"))
@@ -145,7 +176,16 @@ class Node:
     def sessions(self) -> int:
         return int(np.count_nonzero(self.wg.sessions["index"]))
 
-    def _carry_out(self) -> None:
+    def _knock(self, datagram: bytes, origin: Path) -> Verdict:
+        verdict, reply = self.door.knock(datagram, origin, self.world.dice.randbytes(24), self.world.now)
+        if reply:
+            self.world.carry(self, reply, origin)
+        if verdict is not Verdict.PASS:
+            return verdict
+        return self.interface.receive(datagram, origin, self.world.now, self.wall_ns)
+
+    def carry_out(self) -> None:
+        """Do what the interface decided."""
         while outputs := self.interface.poll():
             for output in outputs:
                 self.outputs.append(output)
@@ -153,15 +193,19 @@ class Node:
 
     def _apply(self, output: Output) -> None:
         match output:
+            case KeepTimestamp():
+                self.kept = output.mark
             case Transmit():
-                self.world.carry(self, output.datagram)
+                self.world.carry(self, output.datagram, output.path)
+                timers.on_authenticated_sent(self.device, self.world.now)
             case Install():
                 self._install(output)
             case SendKeepalive():
                 self._flush(keepalive=True)
             case Clear():
-                self._release(keypairs.clear(self.wg, DEVICE, self.freed))
+                self._clear()
             case DropStaged():
+                timers.on_handshake_given_up(self.device)
                 self.dropped += len(self.staged)
                 self.staged.clear()
 
@@ -179,12 +223,17 @@ class Node:
             self.world.now,
         )
         self._release(count)
+        self.endpoint = output.path
         timers.on_session_installed(self.device, self.world.now)
         if output.initiator:
             timers.on_handshake_complete(self.device, self.world.now)
         if output.response:
-            self.world.carry(self, output.response)
+            self.world.carry(self, output.response, self.endpoint)
             timers.on_authenticated_sent(self.device, self.world.now)
+
+    def _clear(self) -> None:
+        self._release(keypairs.clear(self.wg, DEVICE, self.freed))
+        timers.on_sessions_cleared(self.device)
 
     def _release(self, count: int) -> None:
         for index in self.freed[:count].tolist():
@@ -214,7 +263,7 @@ class Node:
         timers.on_authenticated_sent(self.device, self.world.now)
         if payload:
             timers.on_data_sent(self.device, self.world.now)
-        self.world.carry(self, TRANSPORT.pack(4, int(session.remote_index), counter) + seal(key, counter, payload))
+        self.world.carry(self, TRANSPORT.pack(4, int(session.remote_index), counter) + seal(key, counter, payload), self.endpoint)
 
     def _open(self, datagram: bytes, origin: Path) -> Verdict:
         _, index, counter = TRANSPORT.unpack_from(datagram)
@@ -236,6 +285,7 @@ class Node:
         return Verdict.PASS
 
     def _opened(self, slot: int, payload: bytes, origin: Path) -> None:
+        self.endpoint = origin
         self.interface.set_path(DEVICE, origin)
         timers.on_authenticated_received(self.device, self.world.now)
         if slot == self.device.next:

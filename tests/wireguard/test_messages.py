@@ -1,13 +1,15 @@
 """Message layouts, with scapy's WireGuard dissector as the oracle; MAC1; and what a message is by type and length."""
 
+import hashlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scapy.contrib.wireguard import Wireguard, WireguardInitiation, WireguardResponse
+from scapy.contrib.wireguard import Wireguard, WireguardCookieReply, WireguardInitiation, WireguardResponse
 
 from egressvpn.wireguard import messages
 from egressvpn.wireguard.mac import add_macs, mac1_key, mac1_valid
-from egressvpn.wireguard.messages import Initiation, Response, kind_of, unpack_initiation, unpack_response
+from egressvpn.wireguard.messages import CookieReply, Initiation, Response, kind_of, unpack_cookie_reply, unpack_initiation, unpack_response
 
 INDEX = st.integers(0, 2**32 - 1)
 
@@ -51,6 +53,19 @@ def test_scapy_reads_the_response_we_write(message: Response, key: bytes) -> Non
     assert kind_of(datagram) == messages.RESPONSE
 
 
+@given(st.builds(CookieReply, INDEX, octets(24), octets(32)))
+def test_scapy_reads_the_cookie_reply_we_write(message: CookieReply) -> None:
+    datagram = message.pack()
+    seen = Wireguard(datagram)
+
+    assert seen.message_type == 3
+    assert seen[WireguardCookieReply].receiver_index == message.receiver
+    assert bytes(seen[WireguardCookieReply].nonce) == message.nonce
+    assert bytes(seen[WireguardCookieReply].encrypted_cookie) == message.cookie
+    assert unpack_cookie_reply(datagram) == message
+    assert kind_of(datagram) == messages.COOKIE_REPLY
+
+
 @pytest.mark.parametrize("kind", range(256))
 def test_w1_only_three_types_at_their_exact_length(kind: int) -> None:
     right = {1: 148, 2: 92, 3: 64}
@@ -78,6 +93,18 @@ def test_mac1_covers_every_byte_before_it(public_key: bytes, message: bytes, pos
     datagram[position] ^= 0x80
 
     assert not mac1_valid(key, bytes(datagram))
+
+
+@given(octets(32), octets(116), octets(16), st.integers(0, 131))
+def test_mac2_covers_every_byte_before_it_mac1_included(public_key: bytes, message: bytes, cookie: bytes, position: int) -> None:
+    key = mac1_key(public_key)
+    datagram = bytearray(add_macs(key, message, cookie))
+    assert mac1_valid(key, bytes(datagram))
+    assert hashlib.blake2s(datagram[:-16], key=cookie, digest_size=16).digest() == datagram[-16:]
+
+    datagram[position] ^= 0x80
+
+    assert hashlib.blake2s(datagram[:-16], key=cookie, digest_size=16).digest() != datagram[-16:]
 
 
 @given(octets(16))

@@ -1,10 +1,14 @@
 """Noise_IKpsk2 against the cacophony vector, byte for byte, and its behaviour on messages that do not authenticate."""
 
+import hashlib
+import hmac
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from egressvpn.wireguard.mac import mac1_key
 from egressvpn.wireguard.noise import (
@@ -15,6 +19,7 @@ from egressvpn.wireguard.noise import (
     Responder,
     diffie_hellman,
     hash_of,
+    kdf,
     open_sealed,
     public_of,
     seal,
@@ -39,6 +44,17 @@ def test_hashes_of_the_names_are_the_papers() -> None:
 
     assert construction.hex() == "60e26daef327efc02ec335e2a025d2d016eb4206f87277f52d38d1988b78cd36"
     assert hash_of(construction, IDENTIFIER).hex() == "2211b361081ac566691243db458ad5322d9c6c662293e8b70ee19c65ba079ef3"
+
+
+@given(st.binary(min_size=32, max_size=32), st.binary(max_size=200), st.integers(1, 3))
+def test_the_kdf_is_hkdf_of_hmac_blake2s(chaining_key: bytes, material: bytes, count: int) -> None:
+    secret = hmac.digest(chaining_key, material, hashlib.blake2s)
+    expected, key = [], b""
+    for number in range(1, count + 1):
+        key = hmac.digest(secret, key + bytes([number]), hashlib.blake2s)
+        expected.append(key)
+
+    assert kdf(chaining_key, material, count) == expected
 
 
 def test_cacophony_vector_byte_for_byte() -> None:

@@ -1,7 +1,6 @@
 """The replay window against the kernel's counter.c self-test, and against a set of all counters seen."""
 
 import contextlib
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,42 +11,32 @@ from hypothesis import strategies as st
 from egressvpn.wireguard.constants import REJECT_AFTER_MESSAGES as R
 from egressvpn.wireguard.replay import WINDOW_BITS, accept, counter_usable
 from egressvpn.wireguard.tables import SESSION
+from tests.vectors import load
 
 L = WINDOW_BITS + 1
 
-COUNTER_C = [
-    (0, 1), (1, 1), (1, 0), (9, 1), (8, 1), (7, 1), (7, 0), (L, 1), (L - 1, 1), (L - 1, 0), (L - 2, 1), (2, 1), (2, 0),
-    (L + 16, 1), (3, 0), (L + 16, 0), (4 * L, 1), (4 * L - (L - 1), 1), (10, 0), (4 * L - L, 0), (4 * L - (L + 1), 0),
-    (4 * L - (L - 2), 1), (4 * L + 1 - L, 0), (0, 0), (R, 0), (R - 1, 1), (R, 0), (R - 1, 0), (R - 2, 1), (R + 1, 0),
-    (R + 2, 0), (R - 2, 0), (R - 3, 1), (0, 0),
-]  # fmt: skip
-
-BULK: dict[str, tuple[Iterable[int], list[tuple[int, int]]]] = {
-    "a": (range(1, L), [(0, 1), (0, 0)]),
-    "b": (range(2, L + 1), [(1, 1), (0, 0)]),
-    "c": (range(L - 1, -1, -1), []),
-    "d": (range(L, 0, -1), [(0, 0)]),
-    "e": (range(L - 1, 0, -1), [(L, 1), (0, 0)]),
-    "f": (range(L - 1, 0, -1), [(0, 1), (L, 1)]),
-}
+TABLE = load("replay_counters")
 
 
-def test_the_window_is_8128_wide() -> None:
-    assert WINDOW_BITS == 8128
+def test_window_and_limit_are_those_of_the_table() -> None:
+    assert WINDOW_BITS == TABLE["window"] == 8128
+    assert TABLE["limit"] == R
 
 
 def test_counter_c_table() -> None:
     session = fresh()
 
-    assert [accept(session, signed(counter)) for counter, _ in COUNTER_C] == [expected for _, expected in COUNTER_C]
+    assert len(TABLE["cases"]) == 34
+    assert [accept(session, signed(counter)) for counter, _ in TABLE["cases"]] == [expected for _, expected in TABLE["cases"]]
 
 
-@pytest.mark.parametrize("case", BULK)
-def test_counter_c_bulk_cases(case: str) -> None:
+@pytest.mark.parametrize(("case", "ends", "after"), TABLE["bulk"])
+def test_counter_c_bulk_cases(case: str, ends: tuple[int, int], after: list[tuple[int, bool]]) -> None:
     session = fresh()
-    run, after = BULK[case]
+    first, last = ends
+    step = 1 if last > first else -1
 
-    assert all(accept(session, counter) for counter in run)
+    assert all(accept(session, counter) for counter in range(first, last + step, step))
     assert [accept(session, counter) for counter, _ in after] == [expected for _, expected in after]
 
 

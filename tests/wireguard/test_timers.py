@@ -137,6 +137,26 @@ def test_several_deadlines_are_reported_together() -> None:
     assert timers.due(device, T0 + 600 * SECOND) == DUE_KEEPALIVE | DUE_HANDSHAKE | DUE_ZERO
 
 
+def test_what_nobody_heard_of_is_due_again() -> None:
+    device = fresh_device()
+    timers.on_session_installed(device, T0)
+    timers.on_data_sent(device, T0)
+    timers.on_data_received(device, T0)
+    bits = timers.due(device, T0 + 600 * SECOND)
+    timers.on_sessions_cleared(device)
+    timers.due_again(device, bits, T0 + 600 * SECOND)
+
+    assert timers.due(device, T0 + 600 * SECOND) == bits
+
+
+def test_after_giving_up_no_keepalive_is_due() -> None:
+    device = fresh_device()
+    receive_data(device, T0)
+    timers.on_handshake_given_up(device)
+
+    assert timers.due(device, T0 + 60 * SECOND) == 0
+
+
 def test_control_is_asked_for_a_session_once_per_5_s() -> None:
     device = fresh_device()
 
@@ -177,7 +197,7 @@ def test_only_the_initiator_rekeys_by_time_and_only_from_120_s_on() -> None:
 @pytest.mark.parametrize("initiator", [True, False])
 def test_either_role_rekeys_after_2_to_the_60_messages(initiator: bool) -> None:
     session = fresh_session(initiator=initiator)
-    session.send_counter = REKEY_AFTER_MESSAGES
+    session.send_counter = REKEY_AFTER_MESSAGES - 1
     assert timers.rekey_wanted_on_send(session, T0) == 0
 
     session.send_counter += 1

@@ -1,10 +1,11 @@
 """TAI64N: the label, the whitening, and that it only grows."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from egressvpn.wireguard.constants import MILLISECOND, SECOND
-from egressvpn.wireguard.timestamps import NO_TIMESTAMP, TimestampClock
+from egressvpn.wireguard.timestamps import NO_TIMESTAMP, TAI64_EPOCH, TimestampClock
 
 
 def test_label_is_tai64n() -> None:
@@ -45,3 +46,36 @@ def test_many_peers_do_not_drive_the_clock_ahead() -> None:
     stamps = {clock.next(2_000 * SECOND, NO_TIMESTAMP) for _ in range(10_000)}
 
     assert stamps == {TimestampClock().next(2_000 * SECOND, NO_TIMESTAMP)}
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**19), st.booleans()), min_size=1))
+def test_over_any_restarts_no_stamp_repeats_and_none_is_above_the_mark_kept(steps: list[tuple[int, bool]]) -> None:
+    clock, kept, previous, newest = TimestampClock(), NO_TIMESTAMP, NO_TIMESTAMP, NO_TIMESTAMP
+    for wall, restarted in steps:
+        if restarted:
+            clock, previous = TimestampClock(kept), NO_TIMESTAMP  # what was sent to the peer is forgotten
+        stamp = clock.next(wall, previous)
+        mark = clock.mark_for(stamp)
+        if mark is not None:
+            assert mark > kept
+            kept = mark
+        assert newest < stamp <= kept
+        newest = previous = stamp
+
+
+def test_the_mark_runs_a_minute_ahead_and_is_written_no_oftener() -> None:
+    clock, writes, stamp = TimestampClock(), 0, NO_TIMESTAMP
+    for tick in range(600):
+        stamp = clock.next((1_000 + tick) * SECOND, stamp)
+        mark = clock.mark_for(stamp)
+        if mark is not None:
+            writes += 1
+            assert mark == (TAI64_EPOCH + 1_000 + tick + 60).to_bytes(8, "big") + bytes(4)
+
+    assert writes == 10
+
+
+@pytest.mark.parametrize("kept", [b"", bytes(11), bytes(13), b"\xff" * 12, b"\x80" + bytes(11), bytes(8) + b"\x3b\x9a\xca\x00"])
+def test_what_is_no_timestamp_is_refused_as_a_mark(kept: bytes) -> None:
+    with pytest.raises(ValueError, match="TAI64N"):
+        TimestampClock(kept)
