@@ -4,21 +4,23 @@ Control holds the arena, the TUN, the UDP sockets and both ends of the channel o
 nothing that its successor or the kernel's steering counts on; what waits in the channel or the sockets is still there.
 """
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
+import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
 import structlog
 import trio
 
 from egressvpn.dataplane.arena import Arena
-from egressvpn.dataplane.channel import COMMAND, EVENT, Event
+from egressvpn.dataplane.channel import COMMAND, EVENT, Command, Event, Happened, pack_command, unpack_event
 from egressvpn.dataplane.layout import Limits
 from egressvpn.errors import OperatorError
 
@@ -28,10 +30,13 @@ RESTART_PAUSE: Final = 0.05  # s, doubled for every death within STEADY up to RE
 RESTART_PAUSE_MAX: Final = 5.0
 STEADY: Final = 30.0  # s after which a worker counts as healthy
 QUEUED: Final = 8  # commands per device that may wait for a worker, which is a start's worth; more is a bug
+CHANNEL_BYTES: Final = 4 << 20
+TURN_TIME: Final = 2_000_000  # ns of events before the other tasks have their turn
+SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h
 
 
 class Supervisor:
-    """One worker process. `events` are handed to the callback as records of dtype EVENT."""
+    """One worker process. What it reports is handed to the callback, event by event."""
 
     def __init__(self, arena: Arena, limits: Limits, tun: int, sockets: list[int], jit: bool = True) -> None:
         self.arena = arena
@@ -41,9 +46,14 @@ class Supervisor:
         self._sockets = sockets
         ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (ours, self._theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
-        self._ours = trio.socket.from_stdlib_socket(ours)
-        self._queue_in, self._queue_out = trio.open_memory_channel[bytes](QUEUED * (limits.max_devices + 10_000))
+            end.setblocking(False)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CHANNEL_BYTES)
+            with contextlib.suppress(PermissionError):  # beyond net.core.wmem_max
+                end.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, CHANNEL_BYTES)
+        self._ours = ours
+        self._waiting: deque[tuple[bytes, int]] = deque()  # commands, with a descriptor or -1, that the channel had no room for
+        self._capacity = QUEUED * (limits.max_devices + 10_000) + limits.max_prefixes
+        self._more = trio.Event()
         self.process: trio.Process | None = None
         self.ready = trio.Event()
         self.restarts = 0
@@ -54,19 +64,37 @@ class Supervisor:
         """Give the channel up; the worker, if there is one, ends."""
         self._ours.close()
         self._theirs.close()
+        for _, descriptor in self._waiting:
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._waiting.clear()
 
     @property
     def pid(self) -> int:
         """Of the running worker; 0 between two of them."""
         return self.process.pid if self.process is not None and self.process.returncode is None else 0
 
-    def command(self, record: Any) -> None:
-        """Queue a record of dtype COMMAND (shape (1,)) for the worker, in order."""
-        if record.nbytes != COMMAND.itemsize:
+    def command(self, octets: bytes, descriptor: int = -1) -> None:
+        """Hand a command to the worker, in order; with a descriptor that it gets a copy of. After `close` nobody hears it."""
+        if len(octets) != COMMAND.itemsize:
             raise ValueError("not a command")
-        self._queue_in.send_nowait(record.tobytes())
+        if self._ours.fileno() < 0:
+            return
+        if self._waiting or not self._send(octets, descriptor):
+            if len(self._waiting) >= self._capacity:
+                raise RuntimeError("more commands wait than a worker can have")
+            self._waiting.append((octets, -1 if descriptor < 0 else os.dup(descriptor)))
+            self._more.set()
 
-    async def run(self, handle: Callable[[Any], None], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    def replace_sockets(self, sockets: list[int]) -> None:
+        """Other UDP sockets, as many as before, for this worker and those to come."""
+        if len(sockets) != len(self._sockets):
+            raise ValueError("another number of sockets")
+        self._sockets = sockets
+        for number, descriptor in enumerate(sockets):
+            self.command(pack_command(Command.SET_SOCKET, socket=number), descriptor)
+
+    async def run(self, handle: Callable[[Happened], None], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run workers until cancelled. `task_status.started` is called when the first one is ready for packets."""
         try:
             async with trio.open_nursery() as nursery:
@@ -78,29 +106,60 @@ class Supervisor:
         finally:
             self.close()
 
-    async def _pump_commands(self) -> None:
-        async for octets in self._queue_out:
-            await self._ours.send(octets)
-
-    async def _pump_events(self, handle: Callable[[Any], None]) -> None:
-        while True:
-            octets = await self._ours.recv(EVENT.itemsize)
-            event = np.frombuffer(octets, EVENT).view(np.recarray)[0]
-            kind = Event(int(event.kind))
-            text = bytes(event.octets[: int(event.length)]).decode(errors="replace") if kind in (Event.PROGRESS, Event.FAILED) else ""
-            if kind is Event.PROGRESS:
-                log.info("compiling the data path; later starts skip this", kernel=text, done=int(event.first), of=int(event.second))
-            elif kind is Event.READY:
-                self.aead, self.jit = ("libcrypto" if event.first else "libsodium"), bool(event.second)
-                log.info("worker ready", pid=self.pid, aead=self.aead, jit=self.jit)
-                if not self.jit:
-                    log.warning("the data path runs interpreted, a hundred times slower; it wants numba and [dataplane] jit = true")
-                self.ready.set()
-                handle(event)
-            elif kind is Event.FAILED:
-                log.error("worker failed", traceback=text)
+    def _send(self, octets: bytes, descriptor: int) -> bool:
+        """Whether the channel had room."""
+        try:
+            if descriptor < 0:
+                self._ours.send(octets)
             else:
-                handle(event)
+                socket.send_fds(self._ours, [octets], [descriptor])
+        except BlockingIOError:
+            return False
+        return True
+
+    async def _pump_commands(self) -> None:
+        while True:
+            await self._more.wait()
+            self._more = trio.Event()
+            while self._waiting:
+                await trio.lowlevel.wait_writable(self._ours)
+                while self._waiting and self._send(*self._waiting[0]):
+                    _, descriptor = self._waiting.popleft()
+                    if descriptor >= 0:
+                        os.close(descriptor)
+
+    async def _pump_events(self, handle: Callable[[Happened], None]) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(self._ours)
+            began = time.monotonic_ns()
+            while (event := self._receive()) is not None:
+                if self._heed(event):
+                    handle(event)
+                if time.monotonic_ns() - began > TURN_TIME:
+                    break
+
+    def _receive(self) -> Happened | None:
+        try:
+            return unpack_event(self._ours.recv(EVENT.itemsize))
+        except BlockingIOError:
+            return None
+
+    def _heed(self, event: Happened) -> bool:
+        """What concerns the worker as such. Whether the event is for others too."""
+        if event.kind is Event.PROGRESS:
+            kernel = event.octets.decode(errors="replace")
+            log.info("compiling the data path; later starts skip this", kernel=kernel, done=event.first, of=event.second)
+            return False
+        if event.kind is Event.FAILED:
+            log.error("worker failed", traceback=event.octets.decode(errors="replace"))
+            return False
+        if event.kind is Event.READY:
+            self.aead, self.jit = ("libcrypto" if event.first else "libsodium"), bool(event.second)
+            log.info("worker ready", pid=self.pid, aead=self.aead, jit=self.jit)
+            if not self.jit:
+                log.warning("the data path runs interpreted, a hundred times slower; it wants numba and [dataplane] jit = true")
+            self.ready.set()
+        return True
 
     async def _keep_running(self) -> None:
         pause = RESTART_PAUSE

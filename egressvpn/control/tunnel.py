@@ -5,52 +5,67 @@ handshake, per timer or per change of configuration.
 """
 
 import math
-import os
+import secrets
 import socket
 import time
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import closing
 from typing import Any, Final
 
 import numpy as np
 import structlog
 import trio
 
-from egressvpn.addresses import Path
+from egressvpn.addresses import IPNetwork, Path
 from egressvpn.control.supervisor import Supervisor
-from egressvpn.dataplane.channel import COMMAND, Command, Event
-from egressvpn.netio.udp import UdpSocket
-from egressvpn.netio.udp import send as send_datagram
+from egressvpn.dataplane.channel import Command, Event, Happened, pack_command, pack_prefixes
+from egressvpn.netio.routes import Routes
+from egressvpn.netio.udp import SO_MARK, UdpSocket
 from egressvpn.verdict import Verdict
-from egressvpn.wireguard.interface import Clear, DropStaged, Install, Interface, SendKeepalive, Transmit
-from egressvpn.wireguard.tables import WireGuardTables
+from egressvpn.wireguard.constants import COOKIE_REFRESH_TIME, SECOND
+from egressvpn.wireguard.interface import Clear, DropStaged, Install, Interface, KeepTimestamp, SendKeepalive, Transmit
+from egressvpn.wireguard.tables import MAX_IDENTITIES, WireGuardTables
 
 log = structlog.get_logger(__name__)
 
-NANOSECOND: Final = 1_000_000_000
+NANOSECOND: Final = SECOND  # of these a second has
 SYNC_INTERVAL: Final = 60.0  # s
+SETTLE_PATIENCE: Final = 5.0  # s; a hundred thousand networks take one or two
+DEVICES_PER_TURN: Final = 64  # looked at before other tasks have their turn, some 20 us each
+PKTINFO_BYTES: Final = 32  # of an IPv4 path: struct cmsghdr, in_pktinfo and padding
 SOCKADDR_BYTES: Final = {int(socket.AF_INET): 16, int(socket.AF_INET6): 28}
 HANDSHAKE_BUCKETS: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.25)  # s, upper bounds of the histogram
 
 
 class Tunnel:
-    """Owns the WireGuard interface; the worker's tables are only read here."""
+    """Owns the WireGuard interface; the worker's tables are only read here.
 
-    def __init__(self, supervisor: Supervisor, interface: Interface, sockets: list[UdpSocket]) -> None:
+    `keep_timestamp` writes the mark of a KeepTimestamp where the next start finds it.
+    """
+
+    def __init__(
+        self, supervisor: Supervisor, interface: Interface, sockets: list[UdpSocket], keep_timestamp: Callable[[bytes], None] | None = None
+    ) -> None:
         self.supervisor = supervisor
         self.interface = interface
+        self.sockets = sockets
         self.wg: Any = supervisor.arena.bundle(WireGuardTables)
         self._worker: Any = supervisor.arena.tables["worker"][0]
         self.handshakes: Counter[str] = Counter()
         self.handshake_counts = [0] * (len(HANDSHAKE_BUCKETS) + 1)
         self.handshake_seconds = 0.0  # sum over all
-        self._sockets = sockets
+        self._keep_timestamp = keep_timestamp
         self._wake = trio.Event()
+        self._sleeps_until = math.inf
         self.failures = 0  # events whose handling met a bug
         self.refused: set[str] = set()  # kinds of commands that the worker could not carry out
         self._syncs = 0
+        self._synced = 0  # the newest of them that the worker has answered
+        self._answered = trio.Event()  # the next one
         self._installing: set[int] = set()  # session indexes handed to the worker since the last SYNC
-        self._on: dict[Event, Callable[[Any, int, int], None]] = {
+        self._on: dict[Event, Callable[[Happened, int, int], None]] = {
             Event.HANDSHAKE: self._on_handshake,
             Event.WANTED: self._on_wanted,
             Event.DUE: self._on_due,
@@ -60,22 +75,30 @@ class Tunnel:
             Event.SYNCED: self._on_synced,
             Event.REFUSED: self._on_refused,
         }
+        self._carry: dict[type, Callable[[Any], None]] = {
+            KeepTimestamp: self._keep,
+            Transmit: self._transmit,
+            Install: self._install,
+            SendKeepalive: lambda output: self.send(Command.KEEPALIVE, output.device),
+            Clear: lambda output: self.send(Command.CLEAR, output.device),
+            DropStaged: lambda output: self.send(Command.DROP_STAGED, output.device),
+        }
 
-    def handle(self, event: Any) -> None:
-        """An event of the worker, a record of dtype EVENT. What goes wrong with one is logged and ends nothing else."""
+    def handle(self, event: Happened) -> None:
+        """An event of the worker. What goes wrong with one is logged and ends nothing else."""
         try:
-            self._on[Event(int(event.kind))](event, time.monotonic_ns(), time.time_ns())
+            self._on[event.kind](event, time.monotonic_ns(), time.time_ns())
             self.flush()
         except Exception:
             self.failures += 1
-            log.exception("event failed", kind=int(event.kind))
+            log.exception("event failed", kind=event.kind.name)
 
     async def run(self) -> None:
         """Wake the interface at its deadlines."""
         while True:
             deadline = self.interface.next_deadline()
-            until = math.inf if deadline is None else max(0.0, (deadline - time.monotonic_ns()) / NANOSECOND)
-            with trio.move_on_after(until):
+            self._sleeps_until = math.inf if deadline is None else deadline
+            with trio.move_on_after(max(0.0, (self._sleeps_until - time.monotonic_ns()) / NANOSECOND)):
                 await self._wake.wait()
             self._wake = trio.Event()
             self.interface.advance(time.monotonic_ns(), time.time_ns())
@@ -87,6 +110,43 @@ class Tunnel:
             await trio.sleep(SYNC_INTERVAL)
             self._sync()
 
+    async def settled(self) -> None:
+        """Until the worker has applied every command so far; not for ever, should there be no worker in this moment."""
+        self._sync()
+        number = self._syncs
+        with trio.move_on_after(SETTLE_PATIENCE):
+            while self._synced < number:
+                await self._answered.wait()
+
+    async def rotate_cookies(self) -> None:
+        """A secret behind the cookies we give out, now, and another one before anybody could have learnt much about it."""
+        while True:
+            self.command(pack_command(Command.SET_COOKIE_SECRET, receive_key=secrets.token_bytes(32)))
+            await trio.sleep(COOKIE_REFRESH_TIME / NANOSECOND)
+
+    async def follow_routes(self) -> None:
+        """A better route may have come up: nobody is written to any more from the address of an interface that is not the way to him.
+
+        So does the kernel (socket.c, send4), which looks with every datagram.
+        """
+        with closing(Routes()) as routes:
+            while True:
+                await trio.lowlevel.wait_readable(routes.changes)
+                routes.settle()
+                for device in range(1, int(self._worker.device_limit)):
+                    self._check_source(device, routes)
+                    if device % DEVICES_PER_TURN == 0:
+                        await trio.lowlevel.checkpoint()
+
+    def _check_source(self, device: int, routes: Routes) -> None:
+        path = self.path(device)
+        if path is None or len(path.local) != PKTINFO_BYTES:
+            return
+        came_by = int.from_bytes(path.local[28:32], "little")  # the data path notes it in the padding
+        mark = self.sockets[path.socket].socket.getsockopt(socket.SOL_SOCKET, SO_MARK)
+        if came_by and routes.interface_to(path.remote[4:8], path.local[20:24], mark) != came_by:
+            self.command(pack_command(Command.FORGET_SOURCE, device, path=path))
+
     def sessions(self) -> set[int]:
         """The receiver indexes of all sessions that devices have."""
         devices = self.wg.devices[: int(self._worker.device_limit)]
@@ -97,29 +157,53 @@ class Tunnel:
     def flush(self) -> None:
         """Carry out what the interface decided, and look at its deadlines again."""
         self._carry_out()
-        self._wake.set()
+        deadline = self.interface.next_deadline()
+        if deadline is not None and deadline < self._sleeps_until:
+            self._wake.set()
 
     def _carry_out(self) -> None:
         for output in self.interface.poll():
-            if isinstance(output, Transmit):
-                self._transmit(output)
-            elif isinstance(output, Install):
-                self.command(self._install(output))
-            elif isinstance(output, SendKeepalive):
-                self.send(Command.KEEPALIVE, output.device)
-            elif isinstance(output, Clear):
-                self.send(Command.CLEAR, output.device)
-            elif isinstance(output, DropStaged):
-                self.send(Command.DROP_STAGED, output.device)
+            self._carry[type(output)](output)
 
     def send(self, kind: Command, device: int) -> None:
         """A command that needs no more than a device."""
-        record = np.zeros(1, COMMAND)
-        record["kind"], record["owner"] = kind, device
-        self.command(record)
+        self.command(pack_command(kind, device))
 
-    def command(self, record: Any) -> None:
-        self.supervisor.command(record)
+    def command(self, octets: bytes) -> None:
+        """A command made by `pack_command`."""
+        self.supervisor.command(octets)
+
+    def add_prefixes(self, device: int, networks: Iterable[IPNetwork]) -> None:
+        """Allowed IPs of a device; those of another become this one's."""
+        for octets in pack_prefixes(networks):
+            self.command(pack_command(Command.ADD_PREFIXES, device, octets=octets))
+
+    def remove_prefixes(self, device: int, networks: Iterable[IPNetwork]) -> None:
+        """No longer allowed IPs of the device; what has become another's stays."""
+        for octets in pack_prefixes(networks):
+            self.command(pack_command(Command.REMOVE_PREFIXES, device, octets=octets))
+
+    def set_identities(self) -> None:
+        """Tell the worker by which keys it knows that a handshake is meant for us. To be called at the start and after every change."""
+        identities = self.interface.identities
+        for number in range(MAX_IDENTITIES):
+            if number < len(identities):
+                keys = identities[number]
+                record = pack_command(Command.SET_IDENTITY, index=number, state=1, receive_key=keys.mac1_key, send_key=keys.cookie_key)
+            else:
+                record = pack_command(Command.SET_IDENTITY, index=number)
+            self.command(record)
+
+    def on_endpoint_set(self, device: int) -> None:
+        """The operator has said where a device is: packets that wait for a session may have a way now (kernel: netlink.c)."""
+        if self.wg.devices[device].staged:
+            self.interface.on_session_wanted(device, time.monotonic_ns(), time.time_ns())
+            self.flush()
+
+    def replace_sockets(self, sockets: list[UdpSocket]) -> None:
+        """Go on with other UDP sockets, of the same families in the same order. The old ones are the caller's to close."""
+        self.supervisor.replace_sockets([udp.fd for udp in sockets])
+        self.sockets = sockets
 
     def path(self, device: int) -> Path | None:
         """Where the worker last heard the device; None before it ever did."""
@@ -129,85 +213,84 @@ class Tunnel:
             return None
         return Path(remote, bytes(row.local[: int(row.local_length)]), int(row.socket))
 
+    def _keep(self, output: KeepTimestamp) -> None:
+        if self._keep_timestamp is None:
+            return
+        try:
+            self._keep_timestamp(output.mark)
+        except OSError as error:  # to be silent is worse than to be refused after a restart with a clock gone back
+            log.error("the time of our handshakes cannot be kept", error=str(error))
+
     def _transmit(self, output: Transmit) -> None:
-        failure = send_datagram(self._sockets[output.path.socket], output.datagram, output.path)
-        if failure:
-            log.warning("handshake not sent", to=str(output.path), error=os.strerror(failure))
+        self.command(pack_command(Command.TRANSMIT, output.device, path=output.path, octets=output.datagram))
 
-    def _install(self, output: Install) -> Any:
+    def _install(self, output: Install) -> None:
         self._installing.add(output.index)
-        record = np.zeros(1, COMMAND)
-        record["kind"], record["owner"], record["index"], record["remote_index"] = (
-            Command.INSTALL,
-            output.device,
-            output.index,
-            output.remote_index,
+        self.command(
+            pack_command(
+                Command.INSTALL,
+                output.device,
+                index=output.index,
+                remote_index=output.remote_index,
+                initiator=output.initiator,
+                wall=time.time_ns(),
+                receive_key=output.receive_key,
+                send_key=output.send_key,
+                path=output.path,
+                octets=output.response,
+            )
         )
-        record["initiator"], record["wall"] = output.initiator, time.time_ns()
-        record["receive_key"][0] = np.frombuffer(output.receive_key, np.uint8)
-        record["send_key"][0] = np.frombuffer(output.send_key, np.uint8)
-        put_path(record, output.path)
-        record["length"] = len(output.response)
-        record["octets"][0, : len(output.response)] = np.frombuffer(output.response, np.uint8)
-        return record
 
-    def _on_handshake(self, event: Any, now: int, wall_ns: int) -> None:
-        path = Path(bytes(event.remote[: int(event.remote_length)]), bytes(event.local[: int(event.local_length)]), int(event.socket))
+    def _on_handshake(self, event: Happened, now: int, wall_ns: int) -> None:
+        if event.path is None:
+            return
         began = time.perf_counter()
-        verdict = self.interface.receive(bytes(event.octets[: int(event.length)]), path, now, wall_ns)
+        verdict = self.interface.receive(event.octets, event.path, now, wall_ns)
         seconds = time.perf_counter() - began
-        self.handshakes["completed" if verdict is Verdict.PASS else verdict.label] += 1
-        if verdict is Verdict.PASS:
-            bucket = next((i for i, bound in enumerate(HANDSHAKE_BUCKETS) if seconds <= bound), len(HANDSHAKE_BUCKETS))
-            self.handshake_counts[bucket] += 1
-            self.handshake_seconds += seconds
-        else:
-            log.debug("handshake refused", source=str(path), reason=verdict.label)
+        if verdict is not Verdict.PASS:
+            self.handshakes[verdict.label] += 1
+            log.debug("handshake refused", source=event.path, reason=verdict.label)
+            return
+        self.handshakes["completed"] += 1
+        self.handshake_counts[bisect_left(HANDSHAKE_BUCKETS, seconds)] += 1
+        self.handshake_seconds += seconds
 
-    def _on_wanted(self, event: Any, now: int, wall_ns: int) -> None:
-        self._refresh_path(int(event.owner))
-        self.interface.on_session_wanted(int(event.owner), now, wall_ns)
+    def _on_wanted(self, event: Happened, now: int, wall_ns: int) -> None:
+        self._refresh_path(event.owner)
+        self.interface.on_session_wanted(event.owner, now, wall_ns)
 
-    def _on_due(self, event: Any, now: int, wall_ns: int) -> None:
-        self._refresh_path(int(event.owner))
-        self.interface.on_timer(int(event.owner), int(event.first), now, wall_ns)
+    def _on_due(self, event: Happened, now: int, wall_ns: int) -> None:
+        self._refresh_path(event.owner)
+        self.interface.on_timer(event.owner, event.first, now, wall_ns)
 
-    def _on_ready(self, event: Any, now: int, wall_ns: int) -> None:
+    def _on_ready(self, event: Happened, now: int, wall_ns: int) -> None:
         self._sync()
 
-    def _on_synced(self, event: Any, now: int, wall_ns: int) -> None:
-        if int(event.first) == self._syncs:  # an older question's answer does not know of the newer installations
+    def _on_synced(self, event: Happened, now: int, wall_ns: int) -> None:
+        self._synced = max(self._synced, event.first)
+        self._answered.set()
+        self._answered = trio.Event()
+        if event.first == self._syncs:  # an older question's answer does not know of the newer installations
             self.interface.retain_sessions(self.sessions() | self._installing)
 
-    def _on_refused(self, event: Any, now: int, wall_ns: int) -> None:
-        kind = Command(int(event.first))
-        log.error("the data path refused a command", command=kind.name.lower(), device=int(event.owner))
+    def _on_refused(self, event: Happened, now: int, wall_ns: int) -> None:
+        kind = Command(event.first)
+        log.error("the data path refused a command", command=kind.name.lower(), device=event.owner)
         self.refused.add(kind.name.lower().replace("_", " "))
 
     def _sync(self) -> None:
         self._syncs += 1
         self._installing.clear()
-        record = np.zeros(1, COMMAND)
-        record["kind"], record["index"] = Command.SYNC, self._syncs
-        self.command(record)
+        self.command(pack_command(Command.SYNC, index=self._syncs))
 
-    def _on_freed(self, event: Any, now: int, wall_ns: int) -> None:
-        self.interface.on_sessions_freed(int(event.index))
+    def _on_freed(self, event: Happened, now: int, wall_ns: int) -> None:
+        self.interface.on_sessions_freed(event.index)
 
-    def _on_confirmed(self, event: Any, now: int, wall_ns: int) -> None:
-        self.interface.on_session_confirmed(int(event.owner))
+    def _on_confirmed(self, event: Happened, now: int, wall_ns: int) -> None:
+        self.interface.on_session_confirmed(event.owner)
 
     def _refresh_path(self, device: int) -> None:
         """The worker follows roaming devices packet by packet; the interface learns of it when it is about to write."""
         path = self.path(device)
         if path is not None:
             self.interface.set_path(device, path)
-
-
-def put_path(record: Any, path: Path | None) -> None:
-    """Fill the path fields of an EVENT or COMMAND array of shape (1,)."""
-    if path is None:
-        return
-    record["socket"], record["remote_length"], record["local_length"] = path.socket, len(path.remote), len(path.local)
-    record["remote"][0, : len(path.remote)] = np.frombuffer(path.remote, np.uint8)
-    record["local"][0, : len(path.local)] = np.frombuffer(path.local, np.uint8)

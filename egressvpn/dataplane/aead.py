@@ -50,6 +50,7 @@ def _load_libcrypto() -> ctypes.CDLL | None:
 
 
 _libcrypto = _load_libcrypto()
+_libsodium = ctypes.CDLL(nacl._sodium.__file__)
 AEAD: Final = "libcrypto" if _libcrypto is not None else "libsodium"
 
 
@@ -62,6 +63,18 @@ def prepare(local: Local) -> None:
     words[PARAMS + 3] = TAG_BYTES
     if _libcrypto is not None:
         words[CIPHER] = _libcrypto.EVP_CIPHER_fetch(None, b"ChaCha20-Poly1305", None)
+
+
+_xseal = foreign(_libsodium, "crypto_aead_xchacha20poly1305_ietf_encrypt", "i", *"ppppppppp")
+
+
+@kernel
+def seal_cookie(key: Octets, octets: Octets, text: Word, size: Word, nonce: Word, bound: Word, bound_size: Word) -> Word:
+    """XChaCha20-Poly1305 in place of `size` octets at `text`, the tag behind them, bound to those at `bound`: 1 or 0. The nonce has 24."""
+    address = octets.ctypes.data
+    octets[text + size + TAG_BYTES - 1] = 0  # the end is inside
+    sealed = _xseal(address + text, 0, address + text, size, address + bound, bound_size, 0, address + nonce, key.ctypes.data)
+    return 1 if sealed == 0 else 0
 
 
 if _libcrypto is not None:
@@ -142,7 +155,6 @@ if _libcrypto is not None:
         return 1 if _get_params(context, words.ctypes.data + 8 * PARAMS) == 1 else 0
 
 else:
-    _libsodium = ctypes.CDLL(nacl._sodium.__file__)
     _open = foreign(_libsodium, "crypto_aead_chacha20poly1305_ietf_decrypt", "i", *"ppppppppp")
     _seal = foreign(_libsodium, "crypto_aead_chacha20poly1305_ietf_encrypt", "i", *"ppppppppp")
 

@@ -5,12 +5,19 @@ between, its successor applies it again, so every command is idempotent. Events 
 data never waits for them.
 """
 
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
 import numpy as np
 
+from egressvpn.addresses import IPNetwork, Path
+
 DATAGRAM_BYTES: Final = 192  # the longest handshake message is 148
+PREFIX_RECORD: Final = struct.Struct("BB16s")  # version, length, address (IPv4 in the first four octets)
+PREFIXES_PER_COMMAND: Final = DATAGRAM_BYTES // PREFIX_RECORD.size
 
 
 class Event(IntEnum):
@@ -38,11 +45,17 @@ class Command(IntEnum):
     DROP_STAGED = 5
     SET_DEVICE = 6
     REMOVE_DEVICE = 7
-    ADD_PREFIX = 8  # allowed IPs of `device`
+    ADD_PREFIXES = 8  # allowed IPs of `device`: PREFIX_RECORDs in `octets`
     ADD_DENIED = 9
     ADD_POOL = 10
     SET_PATH = 11  # where `device` is, when it has not been heard yet
     SYNC = 12  # answer with SYNCED
+    TRANSMIT = 13  # send the handshake datagram in `octets` for `device` along the path
+    REMOVE_PREFIXES = 14  # those of the PREFIX_RECORDs in `octets` that are `device`'s
+    SET_IDENTITY = 15  # identity number `index`: `receive_key` is its MAC1 key, `send_key` its cookie key; `state` 0: none
+    SET_COOKIE_SECRET = 16  # `receive_key`, until the next one comes
+    SET_SOCKET = 17  # UDP socket number `socket` is replaced by the descriptor that travels with the command
+    FORGET_SOURCE = 18  # let routing choose where we write to `device` from, if that is still the local address of the path
 
 
 _PATH = [
@@ -87,3 +100,76 @@ COMMAND = np.dtype(
     ],
     align=True,
 )
+
+_COMMAND: Final = struct.Struct("=6q32s32s14q2q32sq40sq192s")
+_EVENT: Final = struct.Struct("=7q32sq40sq192s")
+_EVENT_HEAD: Final = struct.Struct("=5q")
+_WITH_OCTETS: Final = frozenset({Event.PROGRESS, Event.HANDSHAKE, Event.FAILED})
+
+
+def pack_command(
+    kind: Command,
+    owner: int = 0,
+    *,
+    index: int = 0,
+    remote_index: int = 0,
+    initiator: int = 0,
+    wall: int = 0,
+    receive_key: bytes = b"",
+    send_key: bytes = b"",
+    version: int = 0,
+    high: int = 0,
+    low: int = 0,
+    prefix_length: int = 0,
+    state: int = 0,
+    internal4: int = 0,
+    internal6_hi: int = 0,
+    internal6_lo: int = 0,
+    external4: int = 0,
+    external6_hi: int = 0,
+    external6_lo: int = 0,
+    persistent_interval: int = 0,
+    port_low: int = 0,
+    port_high: int = 0,
+    path: Path | None = None,
+    socket: int = 0,
+    octets: bytes = b"",
+) -> bytes:
+    """A command as it goes down the channel, a record of dtype COMMAND. Fields as there."""
+    remote, local, socket = (b"", b"", socket) if path is None else (path.remote, path.local, path.socket)
+    return _COMMAND.pack(
+        *(kind, owner, index, remote_index, initiator, wall, receive_key, send_key),
+        *(version, high, low, prefix_length, state, internal4, internal6_hi, internal6_lo),
+        *(external4, external6_hi, external6_lo, persistent_interval, port_low, port_high),
+        *(socket, len(remote), remote, len(local), local, len(octets), octets),
+    )
+
+
+def pack_prefixes(networks: Iterable[IPNetwork]) -> Iterator[bytes]:
+    """The `octets` of as many ADD_PREFIXES or REMOVE_PREFIXES as these networks need."""
+    records = [PREFIX_RECORD.pack(network.version, network.prefixlen, network.network_address.packed) for network in networks]
+    for first in range(0, len(records), PREFIXES_PER_COMMAND):
+        yield b"".join(records[first : first + PREFIXES_PER_COMMAND])
+
+
+@dataclass(slots=True)
+class Happened:
+    """An event as control reads it."""
+
+    kind: Event
+    owner: int
+    index: int
+    first: int
+    second: int
+    path: Path | None = None
+    octets: bytes = b""
+
+
+def unpack_event(record: bytes) -> Happened:
+    """An event as it came up the channel, a record of dtype EVENT."""
+    kind, owner, index, first, second = _EVENT_HEAD.unpack_from(record)
+    if kind not in _WITH_OCTETS:
+        return Happened(Event(kind), owner, index, first, second)
+    *_, socket, remote_length, remote, local_length, local, length, octets = _EVENT.unpack(record)
+    path = Path(remote[:remote_length], local[:local_length], socket) if remote_length else None
+    return Happened(Event(kind), owner, index, first, second, path, octets[:length])

@@ -10,6 +10,7 @@ from egressvpn.nat import tables as nat_tables
 from egressvpn.wireguard import tables as wireguard_tables
 
 MAX_DENIED: Final = 4096  # prefixes of the deny list
+MAX_PREFIXES: Final = 262_144  # allowed IPs in all, at least; rows that are not used cost no memory
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from egressvpn.dataplane.channel import EVENT
+from egressvpn.dataplane.channel import COMMAND, EVENT
 from egressvpn.packet.record import PACKET
+from egressvpn.wireguard.blake2s import Scratch, scratch
 
 BATCH: Final = 64  # datagrams per recvmmsg
 SUPERS: Final = 8  # super-packets open at a time, one flow each
@@ -22,7 +23,7 @@ FREED: Final = 8  # session indexes given up in one step, at most four
 NONCE: Final = 0  # 12: four zeros and the counter
 ERRNO: Final = 16
 TAG_NAME: Final = 24  # "tag\0", an OSSL_PARAM key
-SEND_CONTROL: Final = 64  # PKTINFO and UDP_SEGMENT control messages, 64
+SEND_CONTROL: Final = 64  # PKTINFO, UDP_SEGMENT and TOS control messages, 88
 ICMP: Final = 256  # a locally made ICMP error, behind room for its headers
 ICMP_BYTES: Final = 2048
 NAMES: Final = ICMP + ICMP_BYTES  # remote socket addresses of a batch
@@ -39,7 +40,10 @@ VNET_BYTES: Final = 10  # struct virtio_net_hdr
 TUN_BYTES: Final = VNET_BYTES + 65_536
 OUT: Final = TUN_IN + TUN_BYTES + 2048  # sealed messages on their way out
 OUT_BYTES: Final = 256 * 1024
-OCTETS: Final = OUT + OUT_BYTES + 2048
+REPLY: Final = OUT + OUT_BYTES + 2048  # a cookie reply
+NONCES: Final = REPLY + 64  # random octets for cookie replies to come
+NONCES_BYTES: Final = 4080  # 170 nonces
+OCTETS: Final = NONCES + NONCES_BYTES
 
 # --- words
 MESSAGES: Final = 0  # struct mmsghdr[BATCH], 8 words each
@@ -55,7 +59,9 @@ NAP: Final = LENGTHS + 2  # struct timespec
 NEXT_SWEEP: Final = NAP + 2  # when, in ns
 SUPER_VECTORS: Final = NEXT_SWEEP + 1  # struct iovec[MAX_SEGMENTS] per super-packet
 SUPER_VECTOR_WORDS: Final = 2 * MAX_SEGMENTS
-WORDS: Final = SUPER_VECTORS + SUPERS * SUPER_VECTOR_WORDS
+NONCES_LEFT: Final = SUPER_VECTORS + SUPERS * SUPER_VECTOR_WORDS  # octets at the end of NONCES that were not used yet
+BACKLOG: Final = NONCES_LEFT + 1  # where the channel's backlog is written
+WORDS: Final = BACKLOG + 1
 
 # --- fds
 CHANNEL_FD: Final = 0
@@ -90,6 +96,7 @@ RUN = np.dtype(
         ("total", "i8"),
         ("count", "i8"),
         ("closed", "i8"),  # a shorter message ended it
+        ("ecn", "i8"),  # of every message
     ],
     align=True,
 )
@@ -103,8 +110,10 @@ class Local(NamedTuple):
     supers: Any
     run: Any
     events: Any
+    commands: Any  # the command in work
     freed: Any  # session indexes a kernel gave up
     fds: Any
+    scratch: Scratch  # for hashes
 
 
 CONTEXT_WORDS: Final = 3
@@ -120,8 +129,10 @@ def create(sessions: int, channel: int, tun: int, sockets: list[int]) -> Local:
         np.zeros(SUPERS, SUPER).view(np.recarray),
         np.zeros(1, RUN).view(np.recarray),
         np.zeros(1, EVENT).view(np.recarray),
+        np.zeros(1, COMMAND).view(np.recarray),
         np.zeros(FREED, np.int64),
         np.zeros(FDS, np.int64),
+        scratch(),
     )
     local.fds[CHANNEL_FD], local.fds[TUN_FD], local.fds[SOCKETS] = channel, tun, len(sockets)
     local.fds[UDP_FDS : UDP_FDS + len(sockets)] = sockets

@@ -1,6 +1,6 @@
 """The packet loop: one nogil kernel that polls, reads, processes and writes, and the sweep that runs every 100 ms.
 
-It returns to Python only when control has a command, or to let Python notice signals. Nothing else is per packet.
+It returns to Python only for a command that comes seldom, or to let Python notice signals. Nothing else is per packet.
 """
 
 from typing import Final
@@ -9,14 +9,18 @@ import numpy as np
 
 from egressvpn.dataplane.bundle import Bundle
 from egressvpn.dataplane.channel import Event
-from egressvpn.dataplane.local import BATCH, CHANNEL_FD, CLOCK, NAP, NEXT_SWEEP, POLL, SOCKETS, TUN_FD, UDP_FDS
+from egressvpn.dataplane.door import refill
+from egressvpn.dataplane.local import BATCH, CHANNEL_FD, NAP, NEXT_SWEEP, POLL, SOCKETS, TUN_FD, UDP_FDS
+from egressvpn.dataplane.orders import carry_out_waiting
 from egressvpn.dataplane.receive import LARGE, last_size, receive
 from egressvpn.dataplane.segment import read_tun
-from egressvpn.dataplane.syscalls import CLOCK_MONOTONIC, POLLIN, clock_gettime, nanosleep, poll
-from egressvpn.dataplane.tables import HANDSHAKES_PER_SWEEP, ICMP_ERRORS_BURST, ICMP_ERRORS_PER_SWEEP, Counter
+from egressvpn.dataplane.sessions import clear_sessions
+from egressvpn.dataplane.syscalls import POLLIN, clock, nanosleep, poll
+from egressvpn.dataplane.tables import ICMP_ERRORS_BURST, ICMP_ERRORS_PER_SWEEP, Counter
 from egressvpn.dataplane.transmit import flush_run, report
 from egressvpn.kernel import Octets, Word, kernel
 from egressvpn.nat.expiry import sweep as sweep_flows
+from egressvpn.wireguard.constants import DUE_ZERO
 from egressvpn.wireguard.tables import ENABLED
 from egressvpn.wireguard.timers import due, due_again
 
@@ -38,15 +42,8 @@ POLLHUP: Final = 0x10
 
 
 @kernel
-def clock(words: Octets) -> Word:
-    """CLOCK_MONOTONIC in ns."""
-    clock_gettime(CLOCK_MONOTONIC, words.ctypes.data + 8 * CLOCK)
-    return words[CLOCK] * 1_000_000_000 + words[CLOCK + 1]
-
-
-@kernel
 def run(b: Bundle, rounds: Word) -> Word:
-    """Forward packets until control wants something, at most `rounds` polls. Returns COMMAND_WAITING, CHANNEL_CLOSED or 0."""
+    """Forward packets until there is a command for Python, at most `rounds` polls. Returns COMMAND_WAITING, CHANNEL_CLOSED or 0."""
     words, fds = b.local.words, b.local.fds
     now = clock(words)
     woke = np.int64(0)
@@ -85,7 +82,7 @@ def run(b: Bundle, rounds: Word) -> Word:
                     break
             flush_run(b)
         events = words[POLL] >> 48 & 0xFFFF
-        if events & POLLIN:
+        if events & POLLIN and carry_out_waiting(b) == 0:
             return COMMAND_WAITING
         if events & POLLHUP:
             return CHANNEL_CLOSED
@@ -121,11 +118,13 @@ def sweep(b: Bundle, now: Word) -> None:
     """Everything that time brings: timers that are due, flows that are idle, the rate of ICMP errors. Bounded per call."""
     worker = b.work.worker[0]
     worker.icmp_tokens = min(ICMP_ERRORS_BURST, worker.icmp_tokens + ICMP_ERRORS_PER_SWEEP)
-    worker.handshake_tokens = HANDSHAKES_PER_SWEEP
+    refill(b, now)
     for number in range(1, worker.device_limit):
         device = b.wg.devices[number]
         if device.state == ENABLED:
             bits = due(device, now)
+            if bits & DUE_ZERO:  # here and now: control's word to do it could cross a fresh session
+                clear_sessions(b, number)
             if bits != 0 and report(b, DUE, number, 0, bits) == 0:
                 due_again(device, bits, now)
     sweep_flows(b.nat, SWEEP_FLOWS, now)

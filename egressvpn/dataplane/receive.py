@@ -12,6 +12,7 @@ from egressvpn.dataplane.aead import HEADER, TAG_BYTES, open_message
 from egressvpn.dataplane.bundle import Bundle
 from egressvpn.dataplane.channel import Event
 from egressvpn.dataplane.coalesce import emit, flush_all
+from egressvpn.dataplane.door import knock
 from egressvpn.dataplane.local import (
     CONTROL_STRIDE,
     CONTROLS,
@@ -32,6 +33,7 @@ from egressvpn.dataplane.tables import BATCH_BUCKETS, GATEWAY, Counter
 from egressvpn.dataplane.transmit import answer, flush_staged, report, report_freed, report_wanted
 from egressvpn.kernel import Octets, Row, Word, kernel
 from egressvpn.nat.translate import open_outbound, outbound
+from egressvpn.packet.ecn import decapsulate
 from egressvpn.packet.headers import parse
 from egressvpn.packet.icmp import build_error
 from egressvpn.packet.octets import le32, le64
@@ -62,7 +64,6 @@ SOURCE_MISMATCH: Final = int(Verdict.SOURCE_MISMATCH)
 DEVICE_DISABLED: Final = int(Verdict.DEVICE_DISABLED)
 NOT_CONFIGURED: Final = int(Verdict.NOT_CONFIGURED)
 NO_MAPPING: Final = int(Verdict.NO_MAPPING)
-CHANNEL_FULL: Final = int(Verdict.CHANNEL_FULL)
 TTL_EXCEEDED: Final = int(Verdict.TTL_EXCEEDED)
 FRAGMENT: Final = int(Verdict.FRAGMENT)
 
@@ -70,20 +71,18 @@ DATA: Final = 4
 HANDSHAKE_SIZES: Final = (0, 148, 92, 64)  # by message type
 MSG_TRUNC: Final = 0x20
 SOL_UDP, UDP_GRO = 17, 104
-IPPROTO_IP, IP_PKTINFO = 0, 8
-IPPROTO_IPV6, IPV6_PKTINFO = 41, 50
+IPPROTO_IP, IP_TOS, IP_PKTINFO = 0, 1, 8
+IPPROTO_IPV6, IPV6_PKTINFO, IPV6_TCLASS = 41, 50, 67
 LARGE: Final = 8192  # a datagram from here on is a GRO batch: receive few at a time, to stay in cache
 
 RX_DATAGRAMS: Final = int(Counter.RX_DATAGRAMS)
 RX_PACKETS: Final = int(Counter.RX_PACKETS)
 RX_BYTES: Final = int(Counter.RX_BYTES)
 RX_KEEPALIVES: Final = int(Counter.RX_KEEPALIVES)
-HANDSHAKES_UP: Final = int(Counter.HANDSHAKES_UP)
 BATCHES: Final = int(Counter.BATCHES)
 ICMP_SUPPRESSED: Final = int(Counter.ICMP_SUPPRESSED)
 ICMP_ERRORS: Final = int(Counter.ICMP_ERRORS)
 DROPS: Final = int(Counter.DROPS)
-HANDSHAKE: Final = int(Event.HANDSHAKE)
 CONFIRMED: Final = int(Event.CONFIRMED)
 
 
@@ -145,7 +144,10 @@ def _datagram(b: Bundle, socket: Word, slot: Word, now: Word) -> None:
 
 @kernel
 def _read_control(octets: Octets, slot: Word, available: Word) -> Word:
-    """Read the control messages: returns the GRO segment size or 0, and leaves in LOCALS the PKTINFO to answer with (its length first)."""
+    """Read the control messages: returns the GRO segment size or 0, and leaves in LOCALS the PKTINFO to answer with.
+
+    Its length comes first, then one octet with the ECN field; the message itself is at LOCALS + 8.
+    """
     start = CONTROLS + slot * CONTROL_STRIDE
     local = LOCALS + slot * LOCAL_STRIDE
     octets[local : local + LOCAL_STRIDE] = 0
@@ -163,11 +165,14 @@ def _read_control(octets: Octets, slot: Word, available: Word) -> Word:
             octets[local] = 32
             copy(octets, local + 8, octets, at, 16)
             copy(octets, local + 28, octets, at + 20, 4)  # ipi_spec_dst; interface 0: let routing decide
+            copy(octets, local + 36, octets, at + 16, 4)  # in the padding, for control: the interface
         elif level == IPPROTO_IPV6 and kind == IPV6_PKTINFO and size >= 36:
             octets[local] = 40
             copy(octets, local + 8, octets, at, 32)
             if octets[at + 16] == 0xFE and octets[at + 17] & 0xC0 == 0x80:
                 copy(octets, local + 40, octets, at + 32, 4)  # link-local needs its interface
+        elif size >= 17 and ((level == IPPROTO_IP and kind == IP_TOS) or (level == IPPROTO_IPV6 and kind == IPV6_TCLASS)):
+            octets[local + 1] = octets[at + 16] & 3
         at += (size + 7) & ~7
     return segment
 
@@ -179,7 +184,7 @@ def _message(b: Bundle, socket: Word, slot: Word, offset: Word, size: Word, hear
     kind = le32(octets, offset) if size >= 4 else np.int64(0)
     if kind != DATA:
         if 1 <= kind <= 3 and size == HANDSHAKE_SIZES[kind]:
-            _hand_up(b, socket, slot, offset, size)
+            knock(b, socket, slot, offset, size, now)
         else:
             counters[DROPS + MALFORMED_MESSAGE] += 1
         return 0
@@ -198,14 +203,14 @@ def _message(b: Bundle, socket: Word, slot: Word, offset: Word, size: Word, hear
     on_authenticated_received(device, now)
     if device.next == session_slot:
         _promote(b, number, session_slot, now)
-    if rekey_wanted_on_receive(b.wg.sessions[session_slot], now):
+    if device.current != 0 and rekey_wanted_on_receive(b.wg.sessions[device.current], now):
         report_wanted(b, number, now)
     text = size - HEADER - TAG_BYTES
     if text == 0:
         counters[RX_KEEPALIVES] += 1
         return number
     on_data_received(device, now)
-    verdict = _inner(b, number, offset + HEADER, text, now)
+    verdict = _inner(b, number, offset + HEADER, text, np.int64(octets[LOCALS + slot * LOCAL_STRIDE + 1]), now)
     if verdict != PASS:
         counters[DROPS + verdict] += 1
     return number
@@ -260,35 +265,15 @@ def _move_endpoint(b: Bundle, socket: Word, slot: Word, device: Row) -> None:
 def _promote(b: Bundle, number: Word, session_slot: Word, now: Word) -> None:
     """First authenticated message on the responder's new session: it becomes the current one, staged packets go out."""
     report_freed(b, number, promote_next(b.wg, number, b.local.freed))
-    on_handshake_complete(b.wg.devices[number], now)
+    device = b.wg.devices[number]
+    on_handshake_complete(device, now)
+    device.last_handshake_wall = device.next_wall
     report(b, CONFIRMED, number, 0, 0)
     flush_staged(b, number, now)
 
 
 @kernel
-def _hand_up(b: Bundle, socket: Word, slot: Word, offset: Word, size: Word) -> None:
-    """A handshake datagram for control, with its path; more than it can answer are dropped and counted."""
-    worker = b.work.worker[0]
-    if worker.handshake_tokens <= 0:
-        b.work.counters[DROPS + CHANNEL_FULL] += 1
-        return
-    worker.handshake_tokens -= 1
-    b.work.counters[HANDSHAKES_UP] += 1
-    event = b.local.events[0]
-    octets = b.local.octets
-    name, local = NAMES + slot * NAME_STRIDE, LOCALS + slot * LOCAL_STRIDE
-    event.socket = socket
-    event.remote_length = b.local.words[MESSAGES + slot * MESSAGE_WORDS + 1] & 0xFFFFFFFF
-    copy(event.remote, 0, octets, name, 32)
-    event.local_length = np.int64(octets[local])
-    copy(event.local, 0, octets, local + 8, 40)
-    event.length = size
-    copy(event.octets, 0, octets, offset, size)
-    report(b, HANDSHAKE, 0, 0, 0)
-
-
-@kernel
-def _inner(b: Bundle, number: Word, start: Word, available: Word, now: Word) -> Word:
+def _inner(b: Bundle, number: Word, start: Word, available: Word, ecn: Word, now: Word) -> Word:
     """The decrypted packet: check, translate, send on. Returns the verdict."""
     octets, packet, worker = b.local.octets, b.local.packet[0], b.work.worker[0]
     if worker.open == 0:
@@ -302,6 +287,8 @@ def _inner(b: Bundle, number: Word, start: Word, available: Word, now: Word) -> 
     if _owner(b, device, number, packet) != number:
         return SOURCE_MISMATCH
     packet.owner = number
+    if ecn != 0:
+        decapsulate(octets, packet, ecn)
     b.work.counters[RX_PACKETS] += 1
     b.work.counters[RX_BYTES] += packet.length
     if worker.mode == GATEWAY:

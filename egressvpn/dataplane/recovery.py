@@ -9,6 +9,7 @@ from egressvpn.dataplane.bundle import Bundle
 from egressvpn.dataplane.tables import STAGED_SLOTS
 from egressvpn.kernel import kernel
 from egressvpn.nat.recovery import recover as recover_nat
+from egressvpn.wireguard import ratelimiter
 from egressvpn.wireguard.keypairs import recover_devices, recover_sessions
 
 
@@ -19,6 +20,7 @@ def recover(b: Bundle) -> None:
     prefixes.recover(b.prefixes)
     prefixes.recover(b.denied)
     recover_nat(b.nat)
+    ratelimiter.reset(b.wg)
     for number in range(1, b.work.worker[0].device_limit):
         b.wg.devices[number].staged = 0
     worker = b.work.worker[0]

@@ -11,25 +11,30 @@ import numpy as np
 
 from egressvpn.dataplane.aead import HEADER
 from egressvpn.dataplane.bundle import Bundle
-from egressvpn.dataplane.coalesce import GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM
-from egressvpn.dataplane.local import OUT, TUN_BYTES, TUN_FD, TUN_IN, VNET_BYTES
+from egressvpn.dataplane.coalesce import GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, emit
+from egressvpn.dataplane.local import ICMP, OUT, TUN_BYTES, TUN_FD, TUN_IN, VNET_BYTES
 from egressvpn.dataplane.syscalls import copy, read
 from egressvpn.dataplane.tables import GATEWAY, Counter
-from egressvpn.dataplane.transmit import PASS, flush_run, reserve, seal, sealing_session, stage, transmit
+from egressvpn.dataplane.transmit import NO_ENDPOINT, PASS, flush_run, reserve, seal, sealing_session, stage, transmit
 from egressvpn.kernel import Octets, Row, Word, kernel
 from egressvpn.nat.tables import ENDPOINT_INDEPENDENT
 from egressvpn.nat.translate import inbound
 from egressvpn.packet.checksum import fill_transport_checksum, fold, sum16
+from egressvpn.packet.ecn import encapsulate
 from egressvpn.packet.headers import parse
+from egressvpn.packet.icmp import build_error
 from egressvpn.packet.octets import be16, be32, le16, put_be16, put_be32
-from egressvpn.packet.rewrite import clamp_mss
+from egressvpn.packet.rewrite import clamp_mss, rewrite_destination
 from egressvpn.policy.deny import denied_source
 from egressvpn.prefixes import lookup4, lookup6
 from egressvpn.verdict import Verdict
+from egressvpn.wireguard.tables import ENABLED
 
 MALFORMED_PACKET: Final = int(Verdict.MALFORMED_PACKET)
 POLICY_DENIED: Final = int(Verdict.POLICY_DENIED)
 NO_ROUTE: Final = int(Verdict.NO_ROUTE)
+ICMP_ERRORS: Final = int(Counter.ICMP_ERRORS)
+ICMP_SUPPRESSED: Final = int(Counter.ICMP_SUPPRESSED)
 NOT_CONFIGURED: Final = int(Verdict.NOT_CONFIGURED)
 PACKET_TOO_BIG: Final = int(Verdict.PACKET_TOO_BIG)
 DROPS: Final = int(Counter.DROPS)
@@ -50,6 +55,8 @@ def read_tun(b: Bundle, now: Word) -> Word:
     verdict = handle_tun(b, size, now)
     if verdict != PASS:
         b.work.counters[DROPS + verdict] += 1
+    if verdict == NO_ROUTE or verdict == NO_ENDPOINT:
+        _answer_unreachable(b, b.local.packet[0])
     return 1
 
 
@@ -71,16 +78,9 @@ def handle_tun(b: Bundle, size: Word, now: Word) -> Word:
         if not _segmentable(packet, kind, segment):
             return MALFORMED_PACKET
         packet.segments = (packet.start + packet.length - packet.payload + segment - 1) // segment
-    if worker.mode == GATEWAY:
-        if b.nat.settings[0].filtering == ENDPOINT_INDEPENDENT and packet.icmp_error == 0 and denied_source(b.denied, packet) != PASS:
-            return POLICY_DENIED  # its flow would let the device answer where it may not go
-        verdict = inbound(b.nat, packet, octets, now)
-        if verdict != PASS:
-            return verdict
-    else:
-        packet.owner = _route(b, packet)
-        if packet.owner == 0:
-            return NO_ROUTE
+    verdict = _translate(b, packet, now) if worker.mode == GATEWAY else _route(b, packet)
+    if verdict != PASS:
+        return verdict
     clamp_mss(octets, packet, worker.mtu - 40, worker.mtu - 60)
     if kind == 0 or packet.segments <= 1:
         if packet.partial == 1:
@@ -102,11 +102,49 @@ def _segmentable(packet: Row, kind: Word, segment: Word) -> bool:
 
 
 @kernel
+def _translate(b: Bundle, packet: Row, now: Word) -> Word:
+    """Whose the packet is by its flow. What cannot be sent to its device stands as it came."""
+    if b.nat.settings[0].filtering == ENDPOINT_INDEPENDENT and packet.icmp_error == 0 and denied_source(b.denied, packet) != PASS:
+        return POLICY_DENIED  # its flow would let the device answer where it may not go
+    high, low, port = packet.destination_hi, packet.destination_lo, packet.destination_port
+    verdict = inbound(b.nat, packet, b.local.octets, now)
+    if verdict != PASS:
+        return verdict
+    device = b.wg.devices[packet.owner]
+    if device.state == ENABLED and device.remote_length == 0:
+        rewrite_destination(b.local.octets, packet, high, low, port)
+        return NO_ENDPOINT
+    return PASS
+
+
+@kernel
 def _route(b: Bundle, packet: Row) -> Word:
     """Crypto routing: whose allowed IPs hold the destination."""
     if packet.version == 4:
-        return lookup4(b.prefixes, packet.destination_lo)
-    return lookup6(b.prefixes, packet.destination_hi, packet.destination_lo)
+        packet.owner = lookup4(b.prefixes, packet.destination_lo)
+    else:
+        packet.owner = lookup6(b.prefixes, packet.destination_hi, packet.destination_lo)
+    return PASS if packet.owner != 0 else NO_ROUTE
+
+
+@kernel
+def _answer_unreachable(b: Bundle, packet: Row) -> None:
+    """Tell the sender of what came by the TUN that its destination is not there (W20), within the rate of such errors.
+
+    The error comes from that destination: from an address of this machine the kernel would take it for a forgery.
+    """
+    worker = b.work.worker[0]
+    if worker.icmp_tokens <= 0:
+        b.work.counters[ICMP_SUPPRESSED] += 1
+        return
+    kind, code = (3, 1) if packet.version == 4 else (1, 3)  # host unreachable, address unreachable
+    length = build_error(b.local.octets, ICMP, b.local.octets, packet, kind, code, 0, packet.destination_hi, packet.destination_lo)
+    if length == 0:
+        return
+    worker.icmp_tokens -= 1
+    b.work.counters[ICMP_ERRORS] += 1
+    parse(b.local.octets, ICMP, length, packet)
+    emit(b.local, b.work.counters, packet, 0)
 
 
 @kernel
@@ -122,11 +160,12 @@ def _segments(b: Bundle, packet: Row, segment: Word, now: Word) -> Word:
         return -slot
     if slot == 0:
         flush_run(b)  # pieces to be staged are made where sealed messages collect
+    ecn = encapsulate(octets, packet.start)
     number = np.int64(0)
     at = packet.payload
     while at < end:
         size = min(segment, end - at)
-        target = reserve(b, packet.owner, headers + size, now) if slot > 0 else OUT
+        target = reserve(b, packet.owner, headers + size, ecn, now) if slot > 0 else OUT
         text = target + HEADER
         copy(octets, text, octets, packet.start, headers)
         copy(octets, text + headers, octets, at, size)

@@ -3,6 +3,7 @@
 import ctypes
 from typing import Final
 
+from egressvpn.dataplane.local import CLOCK
 from egressvpn.kernel import JIT, Octets, Word, foreign, kernel
 from egressvpn.packet.octets import le32
 
@@ -11,12 +12,15 @@ libc = ctypes.CDLL(None, use_errno=True)
 read = foreign(libc, "read", "p", "i", "p", "p")
 write = foreign(libc, "write", "p", "i", "p", "p")
 writev = foreign(libc, "writev", "p", "i", "p", "i")
+recv = foreign(libc, "recv", "p", "i", "p", "p", "i")
 send = foreign(libc, "send", "p", "i", "p", "p", "i")
 recvmmsg = foreign(libc, "recvmmsg", "i", "i", "p", "i", "i", "p")
 sendmsg = foreign(libc, "sendmsg", "p", "i", "p", "i")
 poll = foreign(libc, "poll", "i", "p", "p", "i")
 nanosleep = foreign(libc, "nanosleep", "i", "p", "p")
 clock_gettime = foreign(libc, "clock_gettime", "i", "i", "p")
+ioctl = foreign(libc, "ioctl", "i", "i", "p", "p")
+getrandom = foreign(libc, "getrandom", "p", "p", "p", "i")
 memcpy = foreign(libc, "memcpy", "p", "p", "p", "p")
 _errno_location = foreign(libc, "__errno_location", "p")
 
@@ -30,6 +34,14 @@ def copy(target: Octets, at: Word, source: Octets, start: Word, size: Word) -> N
         memcpy(target.ctypes.data + at, source.ctypes.data + start, size)
 
 
+@kernel
+def clock(words: Octets) -> Word:
+    """CLOCK_MONOTONIC in ns."""
+    clock_gettime(CLOCK_MONOTONIC, words.ctypes.data + 8 * CLOCK)
+    return words[CLOCK] * 1_000_000_000 + words[CLOCK + 1]
+
+
+MSG_PEEK: Final = 0x02
 MSG_DONTWAIT: Final = 0x40
 CLOCK_MONOTONIC: Final = 1
 POLLIN: Final = 1

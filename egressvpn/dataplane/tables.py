@@ -27,14 +27,17 @@ WORKER = np.dtype(
         ("inner6_hi", "i8"),
         ("inner6_lo", "i8"),
         ("icmp_tokens", "i8"),  # token bucket of locally made ICMP errors, refilled by the sweep
-        ("handshake_tokens", "i8"),  # handshake datagrams that may still go up before the next sweep
+        # what the door lets through before the next sweep (door.py)
+        ("cookie_up_tokens", "i8"),  # cookie replies up to control
+        ("cookie_replies", "i8"),  # cookie replies out
+        ("share_tokens", "i8"),  # handshakes that go up under load without a cookie
+        ("under_load_until", "i8"),  # when the load is over, if it does not go on
         ("device_limit", "i8"),  # one above the highest device slot in use
         ("staged_tail", "i8"),  # next staged sequence number
     ],
     align=True,
 )
 
-HANDSHAKES_PER_SWEEP: Final = 300  # about what control can answer in 100 ms; a flood must not fill the channel for other events
 ICMP_ERRORS_PER_SWEEP: Final = 10  # locally made ICMP errors per 100 ms, RFC 1812 4.3.2.8
 ICMP_ERRORS_BURST: Final = 50
 

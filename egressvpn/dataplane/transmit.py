@@ -12,20 +12,13 @@ import numpy as np
 from egressvpn.dataplane.aead import HEADER, TAG_BYTES, forget, seal_message
 from egressvpn.dataplane.bundle import Bundle
 from egressvpn.dataplane.channel import EVENT, Event
-from egressvpn.dataplane.local import (
-    CHANNEL_FD,
-    ERRNO,
-    MAX_SEGMENTS,
-    MAX_SEND,
-    OUT,
-    SEND_CONTROL,
-    SEND_MESSAGE,
-    UDP_FDS,
-)
-from egressvpn.dataplane.syscalls import EADDRNOTAVAIL, EINVAL, EIO, EMSGSIZE, ENETUNREACH, MSG_DONTWAIT, copy, errno, send, sendmsg
+from egressvpn.dataplane.datagrams import send_to_device
+from egressvpn.dataplane.local import CHANNEL_FD, ERRNO, MAX_SEGMENTS, MAX_SEND, OUT
+from egressvpn.dataplane.syscalls import EINVAL, EIO, EMSGSIZE, MSG_DONTWAIT, copy, errno, send
 from egressvpn.dataplane.tables import MAX_STAGED, STAGED_SLOTS, Counter
-from egressvpn.kernel import Row, Word, kernel
-from egressvpn.packet.octets import put_le16, put_le32, put_le64
+from egressvpn.kernel import Word, kernel
+from egressvpn.packet.ecn import encapsulate
+from egressvpn.packet.octets import put_le32, put_le64
 from egressvpn.verdict import Verdict
 from egressvpn.wireguard.keypairs import slot_of
 from egressvpn.wireguard.tables import ENABLED
@@ -47,7 +40,6 @@ SEND_FAILED: Final = int(Counter.DROPS + Verdict.SEND_FAILED)
 CHANNEL_FULL: Final = int(Counter.DROPS + Verdict.CHANNEL_FULL)
 
 DROPS: Final = int(Counter.DROPS)
-TX_SENDS: Final = int(Counter.TX_SENDS)
 TX_PACKETS: Final = int(Counter.TX_PACKETS)
 TX_BYTES: Final = int(Counter.TX_BYTES)
 TX_KEEPALIVES: Final = int(Counter.TX_KEEPALIVES)
@@ -58,8 +50,6 @@ HANDSHAKE: Final = int(Event.HANDSHAKE)
 WANTED: Final = int(Event.WANTED)
 FREED: Final = int(Event.FREED)
 EVENT_SIZE: Final = EVENT.itemsize
-
-SOL_UDP, UDP_SEGMENT = 17, 103
 
 
 @kernel
@@ -104,8 +94,8 @@ def transmit(b: Bundle, number: Word, start: Word, length: Word, now: Word) -> W
         return -slot
     if slot == 0:
         return stage(b, number, start, length, now)
-    target = reserve(b, number, length, now)
     octets = b.local.octets
+    target = reserve(b, number, length, encapsulate(octets, start), now)
     copy(octets, target + HEADER, octets, start, length)
     seal(b, number, slot, target, length, now)
     return PASS
@@ -117,22 +107,22 @@ def sealing_session(b: Bundle, number: Word, now: Word) -> Word:
     device = b.wg.devices[number]
     if device.state != ENABLED:
         return -DEVICE_DISABLED
+    if device.remote_length == 0:
+        return -NO_ENDPOINT
     slot = device.current
     if slot == 0 or not session_usable_to_send(b.wg.sessions[slot], now):
         return 0
-    if device.remote_length == 0:
-        return -NO_ENDPOINT
     if rekey_wanted_on_send(b.wg.sessions[slot], now):
         report_wanted(b, number, now)
     return slot
 
 
 @kernel
-def reserve(b: Bundle, number: Word, length: Word, now: Word) -> Word:
+def reserve(b: Bundle, number: Word, length: Word, ecn: Word, now: Word) -> Word:
     """Where the next message of a device goes in OUT: a run is sent first when this message cannot join it."""
     run = b.local.run[0]
     size = _padded(b, length) + HEADER + TAG_BYTES
-    joins = run.count > 0 and run.owner == number and run.closed == 0 and size <= run.segment
+    joins = run.count > 0 and run.owner == number and run.closed == 0 and run.ecn == ecn and size <= run.segment
     if run.count > 0 and (not joins or run.count >= MAX_SEGMENTS or run.total + size > MAX_SEND):
         flush_run(b)
     if run.count == 0:
@@ -141,6 +131,7 @@ def reserve(b: Bundle, number: Word, length: Word, now: Word) -> Word:
         run.segment = size
         run.total = 0
         run.closed = 0
+        run.ecn = ecn
     return run.start + run.total
 
 
@@ -185,8 +176,8 @@ def answer(b: Bundle, number: Word, start: Word, length: Word, now: Word) -> Non
     """Send a packet made here to a device; without a session it is not worth one."""
     slot = sealing_session(b, number, now)
     if slot > 0:
-        target = reserve(b, number, length, now)
         octets = b.local.octets
+        target = reserve(b, number, length, encapsulate(octets, start), now)
         copy(octets, target + HEADER, octets, start, length)
         seal(b, number, slot, target, length, now)
         flush_run(b)
@@ -200,7 +191,7 @@ def keepalive(b: Bundle, number: Word, now: Word) -> None:
         return
     slot = sealing_session(b, number, now)
     if slot > 0:
-        seal(b, number, slot, reserve(b, number, 0, now), 0, now)
+        seal(b, number, slot, reserve(b, number, 0, 0, now), 0, now)
         flush_run(b)
     elif slot == 0:
         report_wanted(b, number, now)
@@ -256,7 +247,7 @@ def flush_staged(b: Bundle, number: Word, now: Word) -> None:
         if entry.owner == number:
             base = (sequence % STAGED_SLOTS) * stride
             length = entry.length
-            target = reserve(b, number, length, now)
+            target = reserve(b, number, length, encapsulate(staged, base), now)
             copy(octets, target + HEADER, staged, base, length)
             entry.owner = 0
             seal(b, number, slot, target, length, now)
@@ -284,7 +275,7 @@ def flush_run(b: Bundle) -> None:
         return
     device = b.wg.devices[run.owner]
     if count > 1 and b.work.worker[0].gso == 1 and device.plain_sends == 0:
-        if _send(b, device, run.start, run.total, run.segment) >= 0:
+        if send_to_device(b, device, run.start, run.total, run.segment, run.ecn) >= 0:
             return
         failure = errno(b.local.octets, ERRNO)
         if failure == EIO:
@@ -299,51 +290,6 @@ def flush_run(b: Bundle) -> None:
     end = run.start + run.total
     while at < end:
         size = min(run.segment, end - at)
-        if _send(b, device, at, size, 0) < 0:
+        if send_to_device(b, device, at, size, 0, run.ecn) < 0:
             b.work.counters[SEND_FAILED] += 1
         at += size
-
-
-@kernel
-def send_octets(b: Bundle, number: Word, start: Word, length: Word) -> Word:
-    """A ready-made datagram (a handshake response) to a device."""
-    return _send(b, b.wg.devices[number], start, length, 0)
-
-
-@kernel
-def _send(b: Bundle, device: Row, start: Word, length: Word, segment: Word) -> Word:
-    """One sendmsg to a device's endpoint; when the address it wrote to is no longer ours, from whichever routing chooses."""
-    sent = _send_from(b, device, start, length, segment)
-    if sent < 0 and device.local_length > 0:
-        failure = errno(b.local.octets, ERRNO)
-        if failure == EINVAL or failure == ENETUNREACH or failure == EADDRNOTAVAIL:
-            device.local_length = 0
-            sent = _send_from(b, device, start, length, segment)
-    return sent
-
-
-@kernel
-def _send_from(b: Bundle, device: Row, start: Word, length: Word, segment: Word) -> Word:
-    """One sendmsg to a device's endpoint from the address it wrote to; segment 0: a single datagram."""
-    octets, words = b.local.octets, b.local.words
-    size = device.local_length
-    copy(octets, SEND_CONTROL, device.local, 0, 40)
-    if segment > 0:
-        control = SEND_CONTROL + size
-        put_le64(octets, control, 18)
-        put_le32(octets, control + 8, SOL_UDP)
-        put_le32(octets, control + 12, UDP_SEGMENT)
-        put_le16(octets, control + 16, segment)
-        size += 24
-    base = octets.ctypes.data
-    words[SEND_MESSAGE] = device.remote.ctypes.data
-    words[SEND_MESSAGE + 1] = device.remote_length
-    words[SEND_MESSAGE + 2] = words.ctypes.data + 8 * (SEND_MESSAGE + 8)
-    words[SEND_MESSAGE + 3] = 1
-    words[SEND_MESSAGE + 4] = base + SEND_CONTROL if size > 0 else 0
-    words[SEND_MESSAGE + 5] = size
-    words[SEND_MESSAGE + 6] = 0
-    words[SEND_MESSAGE + 8] = base + start
-    words[SEND_MESSAGE + 9] = length
-    b.work.counters[TX_SENDS] += 1
-    return np.int64(sendmsg(b.local.fds[UDP_FDS + device.socket], words.ctypes.data + 8 * SEND_MESSAGE, MSG_DONTWAIT))

@@ -70,9 +70,9 @@ def _serve(arena_fd: int, link: socket.socket, tun: int, sockets: list[int], lim
     from egressvpn.dataplane import aead, arena, local
     from egressvpn.dataplane.bundle import bundle
     from egressvpn.dataplane.commands import apply_waiting
+    from egressvpn.dataplane.door import refill
     from egressvpn.dataplane.loop import CHANNEL_CLOSED, COMMAND_WAITING, SWEEP_INTERVAL, run
     from egressvpn.dataplane.recovery import recover_all
-    from egressvpn.dataplane.tables import HANDSHAKES_PER_SWEEP
     from egressvpn.kernel import JIT
 
     memory = arena.attach(arena_fd, layout(limits))
@@ -85,7 +85,7 @@ def _serve(arena_fd: int, link: socket.socket, tun: int, sockets: list[int], lim
     if worker.starts > 0:
         recover_all(b, memory.written("sessions"))
     worker.pid, worker.starts = os.getpid(), worker.starts + 1
-    worker.handshake_tokens = HANDSHAKES_PER_SWEEP
+    refill(b, time.monotonic_ns())
     b.local.words[local.NEXT_SWEEP] = time.monotonic_ns() + SWEEP_INTERVAL  # what waits in the channel comes before timers
     announce(link, Event.READY, int(aead.AEAD == "libcrypto"), int(JIT))
     while True:

@@ -1,22 +1,19 @@
-"""The gateway's UDP sockets, and which of our addresses an answer leaves from.
+"""The gateway's UDP sockets, and what they are to tell the data path about each datagram.
 
 RFC 3542 sections 6.1 and 6.2 and ip(7): a datagram arrives with a PKTINFO control message that says which of our addresses
 the client wrote to. Handing it back with the answer makes the answer leave from there, which a client behind a NAT or a
-machine with several addresses needs. udp(7): with UDP_GRO one read brings many datagrams of one sender.
-
-The worker parses control messages of data itself, in a kernel; `local_control` is the same rule in ordinary Python.
+machine with several addresses needs. Another says its TOS, for ECN. udp(7): with UDP_GRO one read brings many datagrams of one
+sender.
 """
 
 import contextlib
 import errno
 import ipaddress
 import socket
-import struct
 from dataclasses import dataclass
 from pathlib import Path as File
 from typing import Final
 
-from egressvpn.addresses import Path
 from egressvpn.errors import OperatorError
 
 # linux/udp.h
@@ -26,6 +23,7 @@ UDP_GRO: Final = 104
 # linux/in.h and linux/in6.h
 IP_PKTINFO: Final = 8
 IP_MTU_DISCOVER: Final = 10
+IP_RECVTOS: Final = 13
 IP_PMTUDISC_DONT: Final = 0
 IPV6_MTU_DISCOVER: Final = 23
 IPV6_PMTUDISC_DONT: Final = 0
@@ -35,10 +33,6 @@ SO_RCVBUFFORCE: Final = 33
 SO_MARK: Final = 36
 
 BUFFER_BYTES: Final = 8 << 20  # some 60 ms of one direction at 1 Gbit/s; the kernel doubles it for its own overhead
-CMSG_HEADER: Final = struct.Struct("=Qii")  # struct cmsghdr on 64-bit Linux: length with header, level, type
-IN_PKTINFO: Final = struct.Struct("=I4s4s")  # interface, our address, the address in the header
-IN6_PKTINFO: Final = struct.Struct("=16sI")  # our address, interface
-CONTROL_BYTES: Final = 64  # what one received datagram brings at most: UDP_GRO (24) and in6_pktinfo (40)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,32 +83,6 @@ def open_udp(listen: list[str], mark: int = 0) -> list[UdpSocket]:
     return sockets
 
 
-def send(udp: UdpSocket, datagram: bytes, path: Path) -> int:
-    """Send on `path`. Returns 0, or the errno the kernel refused with: the datagram is lost then, as on any network."""
-    address = _python_address(path.remote)
-    control = [_split_control(path.local)] if path.local else []
-    try:
-        udp.socket.sendmsg([datagram], control, 0, address)
-    except OSError as error:
-        if control and error.errno in (errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENETUNREACH):
-            return send(udp, datagram, Path(path.remote))  # the address the client once wrote to is no longer ours
-        return error.errno or errno.EIO
-    return 0
-
-
-def local_control(level: int, kind: int, data: bytes) -> bytes:
-    """The control message for sendmsg that answers a received PKTINFO one, padded as CMSG_SPACE wants; empty for any other."""
-    if level == socket.IPPROTO_IP and kind == IP_PKTINFO and len(data) >= IN_PKTINFO.size:
-        _, local, _ = IN_PKTINFO.unpack_from(data)
-        # Interface 0: routing decides. The interface it came by need not be the way back.
-        return _control(level, kind, IN_PKTINFO.pack(0, local, bytes(4)))
-    if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO and len(data) >= IN6_PKTINFO.size:
-        local, interface = IN6_PKTINFO.unpack_from(data)
-        link_local = ipaddress.IPv6Address(local).is_link_local  # means nothing without its interface
-        return _control(level, kind, IN6_PKTINFO.pack(local, interface if link_local else 0))
-    return b""
-
-
 def _bound(listen: str, mark: int) -> socket.socket:
     host, port = split_listen(listen)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -135,9 +103,11 @@ def _set_options(bound: socket.socket, family: int) -> None:
     if family == socket.AF_INET6:
         bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
         bound.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DONT)
     else:
         bound.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+        bound.setsockopt(socket.IPPROTO_IP, IP_RECVTOS, 1)
         # The tunnel's MTU assumes 1500 outside; on a narrower path the kernel may fragment rather than lose the datagram.
         bound.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
     with contextlib.suppress(OSError):  # before Linux 5.0: one datagram a read, nothing else changes
@@ -147,26 +117,6 @@ def _set_options(bound: socket.socket, family: int) -> None:
             bound.setsockopt(socket.SOL_SOCKET, forced, BUFFER_BYTES)
         except PermissionError:
             bound.setsockopt(socket.SOL_SOCKET, capped, BUFFER_BYTES)  # cut to net.core.[rw]mem_max
-
-
-def _control(level: int, kind: int, data: bytes) -> bytes:
-    message = CMSG_HEADER.pack(CMSG_HEADER.size + len(data), level, kind) + data
-    return message + bytes(-len(message) % 8)
-
-
-def _split_control(message: bytes) -> tuple[int, int, bytes]:
-    length, level, kind = CMSG_HEADER.unpack_from(message)
-    return level, kind, message[CMSG_HEADER.size : length]
-
-
-def _python_address(raw: bytes) -> tuple[str, int] | tuple[str, int, int, int]:
-    """A struct sockaddr_in or sockaddr_in6 as the socket module wants it, flow label and scope included."""
-    family, port = struct.unpack_from("=H", raw)[0], struct.unpack_from("!H", raw, 2)[0]
-    if family == socket.AF_INET:
-        return socket.inet_ntop(socket.AF_INET, raw[4:8]), port
-    (flow,) = struct.unpack_from("!I", raw, 4)
-    (scope,) = struct.unpack_from("=I", raw, 24)
-    return socket.inet_ntop(socket.AF_INET6, raw[8:24]), port, flow, scope
 
 
 def _explained(listen: str, port: int, error: OSError) -> OperatorError:

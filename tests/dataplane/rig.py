@@ -4,29 +4,37 @@ A SEQPACKET pair keeps message boundaries as a TUN does, so what the kernels wri
 Time is a number that the test passes in.
 """
 
+import contextlib
 import os
 import socket
 import struct
 from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import numpy as np
 from nacl.bindings import crypto_aead_chacha20poly1305_ietf_decrypt, crypto_aead_chacha20poly1305_ietf_encrypt
 
-from egressvpn.addresses import pack_sockaddr
+from egressvpn.addresses import Path, pack_sockaddr
+from egressvpn.control.supervisor import SO_SNDBUFFORCE
 from egressvpn.dataplane import aead, arena, local
 from egressvpn.dataplane.bundle import Bundle, bundle
-from egressvpn.dataplane.channel import COMMAND, EVENT, Command, Event
+from egressvpn.dataplane.channel import COMMAND, EVENT, Command, Event, pack_command, pack_prefixes
 from egressvpn.dataplane.commands import apply
+from egressvpn.dataplane.door import refill
 from egressvpn.dataplane.layout import Limits, layout
 from egressvpn.dataplane.tables import CLIENT, COUNTERS, Counter
 from egressvpn.verdict import Verdict
+from egressvpn.wireguard.indexes import index_of
+from egressvpn.wireguard.mac import add_macs, cookie_key, mac1_key
 
 SECOND = 1_000_000_000
 START = 1000 * SECOND
+IP_PKTINFO, IP_RECVTOS = 8, 13  # linux/in.h
 LIMITS = Limits(max_devices=16, max_prefixes=64, max_flows=1024, pool_addresses=4, mtu=1420)
 TO_GATEWAY = bytes([1]) * 32  # the key a device seals with
 TO_DEVICE = bytes([2]) * 32
+PUBLIC_KEY = bytes([3]) * 32  # of the data path's identity
 
 
 @dataclass
@@ -46,14 +54,12 @@ class Rig:
             end.close()
 
     def command(self, kind: Command, now: int = START, **fields: Any) -> None:
-        record = np.zeros(1, COMMAND).view(np.recarray)
-        record["kind"] = kind
-        for name, value in fields.items():
-            if isinstance(value, bytes):
-                record[name][0, : len(value)] = np.frombuffer(value, np.uint8)
-            else:
-                record[name] = value
-        apply(self.b, record[0], now)
+        self.b.local.commands[:] = np.frombuffer(pack_command(kind, **fields), COMMAND)
+        apply(self.b, now)
+
+    def add_prefixes(self, number: int, *networks: str, now: int = START) -> None:
+        for octets in pack_prefixes(ip_network(network) for network in networks):
+            self.command(Command.ADD_PREFIXES, now, owner=number, octets=octets)
 
     def counter(self, which: Counter) -> int:
         return int(self.b.work.counters[which])
@@ -65,14 +71,23 @@ class Rig:
 
     def add_device(self, number: int, internal4: int, now: int = START, **fields: Any) -> int:
         """An enabled device that owns one address, with a session and the peer socket as its endpoint. Returns its receiver index."""
-        index = (number << 6) | 0x5A5A0000
+        index = self.index(number)
         self.command(Command.SET_DEVICE, now, owner=number, state=1, internal4=internal4, **fields)
-        self.command(Command.ADD_PREFIX, now, owner=number, version=4, low=internal4, prefix_length=32)
+        self.add_prefixes(number, str(ip_address(internal4)), now=now)
         self.session(number, index, now)
         return index
 
+    def set_identity(self, number: int, public_key: bytes) -> None:
+        """Answer handshakes for the owner of this key."""
+        keys = {"receive_key": mac1_key(public_key), "send_key": cookie_key(public_key)}
+        self.command(Command.SET_IDENTITY, index=number, state=1, **keys)
+
+    def index(self, slot: int, salt: int = 0x5A5A) -> int:
+        """A receiver index of this session slot."""
+        return index_of(slot, salt, self.b.wg.sessions.size)
+
     def session(self, number: int, index: int, now: int = START, initiator: int = 1) -> None:
-        remote = pack_sockaddr(*self.peer.getsockname())
+        remote = pack_sockaddr(*self.peer.getsockname()[:2])
         self.command(
             Command.INSTALL,
             now,
@@ -82,8 +97,7 @@ class Rig:
             initiator=initiator,
             receive_key=TO_GATEWAY,
             send_key=TO_DEVICE,
-            remote=remote,
-            remote_length=len(remote),
+            path=Path(remote),
         )
 
     def send(self, *datagrams: bytes) -> None:
@@ -99,6 +113,15 @@ class Rig:
         """Datagrams that arrived at the peer."""
         return _drain(self.peer, 1 << 16)
 
+    def sent_with_tos(self) -> list[tuple[bytes, int]]:
+        """Datagrams that arrived at the peer, with the DSCP and ECN octet of each."""
+        received = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                datagram, control, _, _ = self.peer.recvmsg(1 << 16, 256)
+                received.append((datagram, next(data[0] for _, kind, data in control if kind in (socket.IP_TOS, socket.IPV6_TCLASS))))
+        return received
+
     def events(self) -> list[Any]:
         return [np.frombuffer(octets, EVENT).view(np.recarray)[0] for octets in _drain(self.channel, EVENT.itemsize)]
 
@@ -106,25 +129,42 @@ class Rig:
         return [Event(int(event.kind)) for event in self.events()]
 
 
-def rig(mode: int = CLIENT, limits: Limits = LIMITS) -> Rig:
-    """A data path with nothing configured but its mode; packets may flow."""
+def rig(mode: int = CLIENT, limits: Limits = LIMITS, outer: int = 4, bound: socket.socket | None = None) -> Rig:
+    """A data path with nothing configured but its mode; packets may flow, inside datagrams of IP version `outer`.
+
+    Its UDP socket is on loopback, or `bound`.
+    """
     memory = arena.create(layout(limits))
     inner_tun, outer_tun = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     inner_channel, outer_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    udp, peer = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+    with contextlib.suppress(PermissionError):
+        inner_channel.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 4 << 20)  # as the supervisor's
+    udp, peer = (socket.socket(socket.AF_INET if outer == 4 else socket.AF_INET6, socket.SOCK_DGRAM) for _ in range(2))
     for end in (udp, peer):
-        end.bind(("127.0.0.1", 0))
+        end.bind(("127.0.0.1" if outer == 4 else "::1", 0))
+        for option in (IP_PKTINFO, IP_RECVTOS) if outer == 4 else (socket.IPV6_RECVPKTINFO, socket.IPV6_RECVTCLASS):
+            end.setsockopt(socket.IPPROTO_IP if outer == 4 else socket.IPPROTO_IPV6, option, 1)
     for end in (inner_tun, outer_tun, inner_channel, outer_channel, udp, peer):
         end.setblocking(False)
-    udp.setsockopt(socket.IPPROTO_IP, 8, 1)  # IP_PKTINFO
     own = local.create(memory.tables["sessions"].size, inner_channel.fileno(), inner_tun.fileno(), [udp.fileno()])
     aead.prepare(own)
+    if bound is not None:
+        udp.close()
+        udp = bound
+        own.fds[local.UDP_FDS] = udp.fileno()
     b = bundle(own, memory)
     worker = b.work.worker[0]
     worker.mode, worker.mtu, worker.gso, worker.uso, worker.open = mode, limits.mtu, 1, 1, 1
     worker.icmp_tokens = 100
-    worker.handshake_tokens = 10_000
-    return Rig(b, outer_tun, peer, outer_channel, [udp, inner_tun, inner_channel], memory.fd)
+    refill(b, START)
+    made = Rig(b, outer_tun, peer, outer_channel, [udp, inner_tun, inner_channel], memory.fd)
+    made.set_identity(0, PUBLIC_KEY)
+    return made
+
+
+def handshake(kind: int = 1, sender: int = 7, cookie: bytes = b"", public_key: bytes = PUBLIC_KEY) -> bytes:
+    """A message of type 1 or 2 with a right MAC1, with MAC2 when there is a cookie, and zeros for the rest."""
+    return add_macs(mac1_key(public_key), struct.pack("<II", kind, sender) + bytes(108 if kind == 1 else 52), cookie)
 
 
 def seal(index: int, counter: int, text: bytes, key: bytes = TO_GATEWAY, padded: bool = True) -> bytes:

@@ -1,16 +1,14 @@
 """From datagram to TUN: every rule of the receive path, and that nothing sent from outside does harm."""
 
 import socket
-import struct
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 
-from egressvpn.dataplane.channel import COMMAND, Command, Event
+from egressvpn.dataplane.channel import COMMAND, Command, Event, pack_command
 from egressvpn.dataplane.commands import apply_waiting
 from egressvpn.dataplane.local import NAMES
 from egressvpn.dataplane.receive import _move_endpoint, receive
@@ -18,6 +16,7 @@ from egressvpn.dataplane.segment import read_tun
 from egressvpn.dataplane.tables import GATEWAY, Counter
 from egressvpn.dataplane.transmit import flush_run
 from egressvpn.nat.tables import ENDPOINT_INDEPENDENT
+from egressvpn.wireguard.indexes import slot_of
 from tests.dataplane.rig import SECOND, START, Rig, open_sealed, rig, seal
 
 INNER, OTHER, POOL, REMOTE = "100.64.0.2", "100.64.0.3", "203.0.113.1", "198.51.100.2"
@@ -116,11 +115,11 @@ def test_a_replayed_message_is_dropped_and_its_first_copy_is_not() -> None:
 
 def test_a_forged_message_moves_nothing() -> None:
     made, index = gateway()
-    before = made.b.wg.devices[1].copy(), made.b.wg.sessions[index >> 6 & made.b.wg.sessions.size - 1].copy()
+    before = made.b.wg.devices[1].copy(), made.b.wg.sessions[slot_of(index, made.b.wg.sessions.size)].copy()
     stranger = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     stranger.sendto(seal(index, 1000, inner(), key=bytes(32)), made.kept[0].getsockname())
     receive(made.b, 0, 64, START + SECOND)
-    after = made.b.wg.devices[1], made.b.wg.sessions[index >> 6 & made.b.wg.sessions.size - 1]
+    after = made.b.wg.devices[1], made.b.wg.sessions[slot_of(index, made.b.wg.sessions.size)]
     assert [bytes(row) for row in before] == [bytes(row) for row in after]
     stranger.close()
     made.close()
@@ -147,6 +146,20 @@ def test_a_session_older_than_180_seconds_opens_nothing() -> None:
     assert len(take(made, seal(index, 0, inner()), now=START + 179 * SECOND)) == 1
     assert take(made, seal(index, 1, inner()), now=START + 180 * SECOND) == []
     assert made.drops() == {"expired_session": 1}
+    made.close()
+
+
+def test_late_data_on_an_old_session_asks_for_no_new_one_when_there_is_one() -> None:
+    made, index = gateway()
+    made.session(1, made.index(2), START + 100 * SECOND)
+    made.events()
+    take(made, seal(index, 0, inner()), now=START + 170 * SECOND)
+    assert made.event_kinds() == []
+    take(made, seal(index, 1, inner()), now=START + 179 * SECOND)
+    take(made, seal(made.index(2), 0, inner()), now=START + 265 * SECOND - 1)
+    assert made.event_kinds() == []
+    take(made, seal(made.index(2), 1, inner()), now=START + 265 * SECOND)
+    assert made.event_kinds() == [Event.WANTED]
     made.close()
 
 
@@ -212,29 +225,6 @@ def test_a_keepalive_is_no_packet() -> None:
     made.close()
 
 
-def test_a_handshake_goes_up_with_its_path() -> None:
-    made, _ = gateway()
-    made.send(struct.pack("<I", 1) + bytes(range(144)))
-    receive(made.b, 0, 64, START)
-    (event,) = made.events()
-    assert Event(int(event.kind)) is Event.HANDSHAKE
-    assert bytes(event.octets[: int(event.length)]) == struct.pack("<I", 1) + bytes(range(144))
-    assert int.from_bytes(bytes(event.remote[2:4]), "big") == made.peer.getsockname()[1]
-    assert bytes(event.local[20:24]) == socket.inet_aton("127.0.0.1")
-    made.close()
-
-
-def test_handshakes_that_the_channel_cannot_take_are_dropped_and_counted() -> None:
-    made, _ = gateway()
-    sent = 0
-    while not made.drops() and sent < 5000:
-        made.send(*([b"\1\0\0\0" + bytes(144)] * 50))
-        receive(made.b, 0, 64, START)
-        sent += 50
-    assert set(made.drops()) == {"channel_full"}
-    made.close()
-
-
 @given(st.lists(st.one_of(st.binary(max_size=200), st.binary(max_size=60).map(lambda tail: b"\4\0\0\0" + tail)), max_size=20))
 def test_any_datagram_is_dropped_once_and_answered_by_nothing(datagrams: list[bytes]) -> None:
     made, _ = gateway()
@@ -280,24 +270,12 @@ def test_a_denied_host_opens_no_flow_from_outside() -> None:
     made.close()
 
 
-def test_a_flood_of_handshakes_leaves_room_for_other_events() -> None:
-    made, _ = gateway()
-    made.b.work.worker[0].handshake_tokens = 2
-    made.send(*([b"\1\0\0\0" + bytes(144)] * 10))
-    receive(made.b, 0, 64, START)
-    assert made.event_kinds() == [Event.HANDSHAKE] * 2
-    assert made.drops() == {"channel_full": 8}
-    made.close()
-
-
 def test_a_command_that_cannot_be_carried_out_is_taken_off_and_reported() -> None:
     made, _ = gateway()
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    bad, good = np.zeros(1, COMMAND), np.zeros(1, COMMAND)
-    bad["kind"], bad["external4"] = Command.ADD_POOL, 999
-    good["kind"], good["index"] = Command.SYNC, 7
-    there.send(bad.tobytes())
-    there.send(good.tobytes())
+    there.send(pack_command(Command.ADD_POOL, external4=999))
+    there.send(pack_command(Command.SYNC, index=7))
+    assert apply_waiting(made.b, here)
     assert apply_waiting(made.b, here)
     assert made.event_kinds() == [Event.REFUSED, Event.SYNCED]
     assert not _waits(here)

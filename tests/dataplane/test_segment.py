@@ -29,7 +29,7 @@ HIGH, LOW = struct.unpack("!qq", socket.inet_pton(socket.AF_INET6, DEVICE6))
 def bench() -> Rig:
     made = rig()
     made.add_device(1, ADDRESS, internal6_hi=HIGH, internal6_lo=LOW)
-    made.command(Command.ADD_PREFIX, owner=1, version=6, high=HIGH, low=LOW, prefix_length=128)
+    made.add_prefixes(1, DEVICE6)
     return made
 
 
@@ -136,7 +136,7 @@ def test_packets_wait_for_a_session_and_the_oldest_is_dropped() -> None:
         read_tun(made.b, START)
     assert made.event_kinds() == [Event.WANTED]
     assert made.drops() == {"staged_overflow": 3}
-    made.session(1, (1 << 6) | 0x77770000)
+    made.session(1, made.index(1, 0x7777))
     made.command(Command.KEEPALIVE, owner=1)
     texts = [open_sealed(datagram)[2] for datagram in made.sent()]
     assert [struct.unpack_from("!I", text, 28)[0] for text in texts] == list(range(3, MAX_STAGED + 3))
@@ -149,7 +149,7 @@ def test_a_super_packet_without_a_session_waits_as_segments() -> None:
     frame = super_packet(4, False, random.Random(1).randbytes(5_000), 1000)
     made.tun.send(frame)
     read_tun(made.b, START)
-    made.session(1, (1 << 6) | 0x77770000)
+    made.session(1, made.index(1, 0x7777))
     made.command(Command.KEEPALIVE, owner=1)
     assert [open_sealed(datagram)[2][:1040] for datagram in made.sent()] == packets_of(frame)
     made.close()

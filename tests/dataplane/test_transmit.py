@@ -5,7 +5,7 @@ from typing import Any
 
 from scapy.layers.inet import IP, UDP
 
-from egressvpn.addresses import pack_sockaddr
+from egressvpn.addresses import Path, pack_sockaddr
 from egressvpn.dataplane import aead, arena, local
 from egressvpn.dataplane.bundle import bundle
 from egressvpn.dataplane.channel import Command, Event
@@ -77,7 +77,7 @@ def test_segmentation_the_route_refuses_falls_back_to_plain_sends_and_loses_noth
 def test_what_cannot_be_sent_is_counted() -> None:
     made = bench()
     unreachable = pack_sockaddr("127.0.0.1", 0)
-    made.command(Command.SET_PATH, owner=1, remote=unreachable, remote_length=len(unreachable))
+    made.command(Command.SET_PATH, owner=1, path=Path(unreachable))
     assert from_tun(made, packet(1)) == []
     assert made.drops() == {"send_failed": 1}
     made.close()
@@ -113,7 +113,7 @@ def test_an_old_session_asks_for_the_next_one_and_an_expired_one_seals_nothing()
 
 def test_the_sweep_reports_a_keepalive_that_is_due() -> None:
     made = bench()
-    made.send(seal((1 << 6) | 0x5A5A0000, 0, bytes(IP(src=DEVICES[1], dst="198.51.100.2") / UDP() / b"x")))
+    made.send(seal(made.index(1), 0, bytes(IP(src=DEVICES[1], dst="198.51.100.2") / UDP() / b"x")))
     receive(made.b, 0, 64, START)
     made.events()
     sweep(made.b, START + KEEPALIVE_TIMEOUT - 1)

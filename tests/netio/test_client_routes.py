@@ -4,12 +4,11 @@ import subprocess
 
 import pytest
 
-from egressvpn.addresses import Path, pack_sockaddr
 from egressvpn.errors import OperatorError
 from egressvpn.netio.client_routes import MARK, ClientRoutes, bring_up, tear_down
 from egressvpn.netio.netlink import Netlink, route_to
 from egressvpn.netio.tun import VNET_BYTES, open_tun
-from egressvpn.netio.udp import open_udp, send
+from egressvpn.netio.udp import open_udp
 from tests.netio.namespace import changes, crash, ip, isolated, snapshot, uplink
 
 ENDPOINT4, ENDPOINT6 = ipaddress.ip_address("198.51.100.1"), ipaddress.ip_address("2001:db8:51::1")
@@ -50,8 +49,8 @@ def test_datagrams_really_take_those_ways() -> None:
         wire.settimeout(5)
         (outer,) = open_udp(["0.0.0.0:0"], MARK)
         (inner,) = open_udp(["0.0.0.0:0"])
-        assert send(inner, b"inner", Path(pack_sockaddr(str(FAR4), 9))) == 0
-        assert send(outer, b"outer", Path(pack_sockaddr(str(ENDPOINT4), 51820))) == 0
+        inner.socket.sendto(b"inner", (str(FAR4), 9))
+        outer.socket.sendto(b"outer", (str(ENDPOINT4), 51820))
         while not (seen := wire.recv(2048)).endswith((b"outer", b"inner")):
             pass
         assert seen.endswith(b"outer")
