@@ -79,15 +79,15 @@ async def serve_on(
 
 
 @contextlib.contextmanager
-def unix_socket(path: Path) -> Iterator[socket.socket]:
-    """A stream socket at `path`, 0600, removed in the end. Raises OperatorError when another gateway answers there."""
+def unix_socket(path: Path, mend: str = "choose another path in api.listen", directory_mode: int = 0o755) -> Iterator[socket.socket]:
+    """A stream socket at `path`, 0600, removed in the end. Raises OperatorError, with `mend`, when somebody answers there already."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         try:
-            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            _remove_stale(path)
+            path.parent.mkdir(mode=directory_mode, parents=True, exist_ok=True)
+            _remove_stale(path, mend)
             _bind_private(listener, path)
         except OSError as error:
-            raise OperatorError(f"cannot listen on {path}: {error.strerror or error}", "choose another path in api.listen") from None
+            raise OperatorError(f"cannot listen on {path}: {error.strerror or error}", mend) from None
         made = path.stat().st_ino
         try:
             yield listener
@@ -105,10 +105,10 @@ def _bind_private(listener: socket.socket, path: Path) -> None:
         os.umask(before)
 
 
-def _remove_stale(path: Path) -> None:
+def _remove_stale(path: Path, mend: str) -> None:
     try:
         if not stat.S_ISSOCK(path.stat().st_mode):
-            raise OperatorError(f"{path} is there and is not a socket", "move it away, or choose another path in api.listen")
+            raise OperatorError(f"{path} is there and is not a socket", f"move it away, or {mend}")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -117,7 +117,7 @@ def _remove_stale(path: Path) -> None:
         except ConnectionRefusedError:
             path.unlink()
             return
-    raise OperatorError(f"another gateway answers on {path}", "stop it first, or give this one its own api.listen")
+    raise OperatorError(f"another process answers on {path}", f"stop it, or {mend}")
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """The reference client: the same WireGuard core as initiator and the same data path, without translation.
 
-DIR holds one wg-quick file. Addresses, routes and policy rules are set up as wg-quick does and taken back on exit.
+DIR holds one wg-quick file. Addresses, routes and policy rules are set up as wg-quick does and taken back on exit. From then on it
+is an interface like any other of WireGuard: `wg` shows and changes it. What is changed so is gone with the process, but for the
+clock of its handshakes, which is kept beside the file.
 """
 
 import ipaddress
@@ -12,39 +14,60 @@ import socket
 import sys
 import time
 from contextlib import ExitStack
-from pathlib import Path as File
-from typing import Any, Final
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
-import numpy as np
 import structlog
 import trio
 
-from egressvpn.addresses import Path, pack_sockaddr, words
+from egressvpn.addresses import IPAddress, words
+from egressvpn.api.uapi_server import control_socket, serve_control
+from egressvpn.app import collector
+from egressvpn.app.client_peers import HOSTS, MAX_PEERS, ClientPeers
 from egressvpn.app.entry import run_trio
+from egressvpn.app.files import kept_timestamp, timestamp_keeper
+from egressvpn.app.ports import open_on
+from egressvpn.control.peers import PeerChange
 from egressvpn.control.supervisor import Supervisor
-from egressvpn.control.tunnel import NANOSECOND, Tunnel, put_path
-from egressvpn.control.wgquick import PeerSection, WgQuick, read
+from egressvpn.control.tunnel import Tunnel
+from egressvpn.control.wgquick import Endpoint, PeerSection, WgQuick, read
 from egressvpn.dataplane import arena
-from egressvpn.dataplane.channel import COMMAND, Command
-from egressvpn.dataplane.layout import Limits, layout
+from egressvpn.dataplane.channel import Command, pack_command
+from egressvpn.dataplane.layout import MAX_PREFIXES, Limits, layout
 from egressvpn.dataplane.tables import CLIENT
 from egressvpn.errors import OperatorError
 from egressvpn.netio.client_routes import MARK, ClientRoutes, bring_up
-from egressvpn.netio.netlink import Netlink
+from egressvpn.netio.netlink import Netlink, interface_exists, local_addresses
 from egressvpn.netio.tun import Tun, open_tun
-from egressvpn.netio.udp import UdpSocket, open_udp
+from egressvpn.netio.udp import UdpSocket
 from egressvpn.wireguard.indexes import SessionIndexes
 from egressvpn.wireguard.interface import Interface
-from egressvpn.wireguard.tables import ENABLED
 
 log = structlog.get_logger(__name__)
 
 DEFAULT_MTU: Final = 1420
-MAX_PEERS: Final = 63
 MAX_NAME: Final = 15  # IFNAMSIZ - 1
+LOOK_INTERVAL: Final = 1.0  # s between two looks at the TUN and its addresses
 
 
-def run(directory: File, gso: bool = True) -> None:
+@dataclass(frozen=True, slots=True)
+class _Client:
+    """What was made before the client runs."""
+
+    quick: WgQuick
+    peers: tuple[PeerChange, ...]  # of the file
+    mark: int  # of the sockets
+    sockets: list[UdpSocket]
+    control: socket.socket
+    tun: Tun
+    memory: arena.Arena
+    limits: Limits
+    timestamp: Path
+    began: float
+
+
+def run(directory: Path, gso: bool = True) -> None:
     """Run the client in the foreground until SIGTERM or SIGINT. Raises OperatorError when it cannot start.
 
     `gso` False sends every datagram alone, as a client without segmentation offload does.
@@ -55,49 +78,48 @@ def run(directory: File, gso: bool = True) -> None:
     for remark in quick.remarks:
         log.warning("not done", what=remark)
     endpoints = [_resolve(peer) for peer in quick.peers]
-    mark = quick.interface.fwmark or MARK
     mtu = quick.interface.mtu or DEFAULT_MTU
-    port = quick.interface.listen_port
-    limits = Limits(max_devices=MAX_PEERS, max_prefixes=4096, max_flows=1, pool_addresses=1, mtu=mtu)
+    limits = Limits(max_devices=MAX_PEERS, max_prefixes=MAX_PREFIXES, max_flows=1, pool_addresses=1, mtu=mtu)
+    mark = _mark(quick)
     with ExitStack() as undo:
-        sockets = open_udp([f"0.0.0.0:{port}", f"[::]:{port}"], mark)
+        sockets = open_on(HOSTS, quick.interface.listen_port, mark)
         for udp in sockets:
             undo.callback(udp.close)
         tun = open_tun(path.stem[:MAX_NAME], mtu)
         undo.callback(tun.close)
+        control = undo.enter_context(control_socket(tun.name))
         memory = arena.create(layout(limits))
         undo.callback(os.close, memory.fd)
         worker = memory.tables["worker"][0]
         worker.mode, worker.mtu, worker.gso, worker.uso = CLIENT, mtu, int(gso), int(tun.udp_segmentation)
-        netlink = undo.enter_context(Netlink())
-        allowed = tuple(prefix for peer in quick.peers for prefix in peer.allowed_ips)
-        known = tuple((ipaddress.ip_address(at[0]), at[1]) for at in endpoints if at)
-        bring_up(netlink, tun.ifindex, ClientRoutes(quick.interface.addresses, allowed, known, mtu, mark, quick.interface.table))
-        run_trio(_main, quick, endpoints, sockets, tun, memory, limits, began)
+        _bring_up(undo.enter_context(Netlink()), quick, endpoints, tun, mtu)
+        peers = tuple(_change(peer, endpoint) for peer, endpoint in zip(quick.peers, endpoints, strict=True))
+        timestamp = path.with_suffix(".timestamp")
+        run_trio(_main, _Client(quick, peers, mark, sockets, control, tun, memory, limits, timestamp, began))
 
 
-async def _main(
-    quick: WgQuick,
-    endpoints: list[tuple[str, int] | None],
-    sockets: list[UdpSocket],
-    tun: Tun,
-    memory: arena.Arena,
-    limits: Limits,
-    began: float,
-) -> None:
-    supervisor = Supervisor(memory, limits, tun.fd, [udp.fd for udp in sockets])
-    indexes = SessionIndexes(memory.tables["sessions"].size, 0, secrets.token_bytes)
-    tunnel = Tunnel(supervisor, Interface(quick.interface.private_key, indexes, secrets.token_bytes), sockets)
+async def _main(client: _Client) -> None:
+    supervisor = Supervisor(client.memory, client.limits, client.tun.fd, [udp.fd for udp in client.sockets])
+    indexes = SessionIndexes(client.memory.tables["sessions"].size, 0, secrets.token_bytes)
+    newest = kept_timestamp(client.timestamp)
+    interface = Interface(client.quick.interface.private_key, indexes, secrets.token_bytes, newest)
+    tunnel = Tunnel(supervisor, interface, client.sockets, timestamp_keeper(client.timestamp))
+    peers = ClientPeers(tunnel, client.mark)
+    collector.begin()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_await_signal, nursery.cancel_scope)
+        nursery.start_soon(collector.run)
         await nursery.start(supervisor.run, tunnel.handle)
-        for slot, (peer, endpoint) in enumerate(zip(quick.peers, endpoints, strict=True), 1):
-            _add_peer(tunnel, slot, peer, endpoint)
-        _send(tunnel, Command.OPEN)
+        tunnel.set_identities()
         nursery.start_soon(tunnel.run)
         nursery.start_soon(tunnel.keep_in_step)
-        seconds = round(time.monotonic() - began, 3)
-        announcement = {"event": "ready", "interface": tun.name, "aead": supervisor.aead, "jit": supervisor.jit, "seconds": seconds}
+        nursery.start_soon(tunnel.rotate_cookies)
+        nursery.start_soon(tunnel.follow_routes)
+        await peers.change_peers(client.peers, replace=False)
+        await nursery.start(_follow_link, nursery.cancel_scope, tunnel, client.tun)
+        await nursery.start(_serve, nursery.cancel_scope, peers, client.control)
+        seconds = round(time.monotonic() - client.began, 3)
+        announcement = {"event": "ready", "interface": client.tun.name, "aead": supervisor.aead, "jit": supervisor.jit, "seconds": seconds}
         sys.stdout.write(json.dumps(announcement) + "\n")
         sys.stdout.flush()
 
@@ -110,28 +132,62 @@ async def _await_signal(scope: trio.CancelScope) -> None:
             return
 
 
-def _add_peer(tunnel: Tunnel, slot: int, peer: PeerSection, endpoint: tuple[str, int] | None) -> None:
-    path = None
-    if endpoint is not None:
-        path = Path(pack_sockaddr(*endpoint), b"", 0 if ":" not in endpoint[0] else 1)
-    tunnel.interface.add_peer(slot, peer.public_key, peer.preshared_key, path, peer.persistent_keepalive)
-    _send(tunnel, Command.SET_DEVICE, slot, path, state=ENABLED, internal4=-1, persistent_interval=peer.persistent_keepalive * NANOSECOND)
-    _send(tunnel, Command.SET_PATH, slot, path)
-    for prefix in peer.allowed_ips:
-        high, low = words(prefix.network_address)
-        _send(tunnel, Command.ADD_PREFIX, slot, version=prefix.version, high=high, low=low, prefix_length=prefix.prefixlen)
+async def _serve(
+    scope: trio.CancelScope, peers: ClientPeers, control: socket.socket, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """The control socket; who removes it ends the client."""
+    await serve_control(peers, control, task_status)
+    scope.cancel()
 
 
-def _send(tunnel: Tunnel, kind: Command, slot: int = 0, path: Path | None = None, **fields: int) -> None:
-    record: Any = np.zeros(1, COMMAND)
-    record["kind"], record["owner"] = kind, slot
-    put_path(record, path)
-    for name, value in fields.items():
-        record[name] = value
-    tunnel.command(record)
+async def _follow_link(
+    scope: trio.CancelScope, tunnel: Tunnel, tun: Tun, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Packets flow from the first look on. The interface's addresses may change; somebody may delete it, which ends the client."""
+    known: list[IPAddress] | None = None
+    while interface_exists(tun.name):
+        found = await trio.to_thread.run_sync(_addresses, tun.ifindex)
+        if found != known:
+            low4 = next((int(address) for address in found if address.version == 4), 0)
+            high6, low6 = next((words(address) for address in found if address.version == 6), (0, 0))
+            tunnel.command(pack_command(Command.OPEN, internal4=low4, internal6_hi=high6, internal6_lo=low6))
+            task_status.started()
+            task_status = trio.TASK_STATUS_IGNORED
+            known = found
+        await trio.sleep(LOOK_INTERVAL)
+    log.info("the interface was deleted, which ends the client", interface=tun.name)
+    scope.cancel()
 
 
-def _only_file(directory: File) -> File:
+def _addresses(ifindex: int) -> list[IPAddress]:
+    return [local.address.ip for local in local_addresses() if local.ifindex == ifindex and not local.address.is_link_local]
+
+
+def _mark(quick: WgQuick) -> int:
+    """Only where a default route leads into the tunnel the datagrams must be told from what goes through it."""
+    by_policy = quick.interface.table is None and any(prefix.prefixlen == 0 for peer in quick.peers for prefix in peer.allowed_ips)
+    return quick.interface.fwmark or (MARK if by_policy else 0)
+
+
+def _bring_up(netlink: Netlink, quick: WgQuick, endpoints: list[Endpoint | None], tun: Tun, mtu: int) -> None:
+    """Addresses, routes and rules; `netlink` takes them back."""
+    allowed = tuple(prefix for peer in quick.peers for prefix in peer.allowed_ips)
+    known = tuple((ipaddress.ip_address(at.host), at.port) for at in endpoints if at)
+    mark = quick.interface.fwmark or MARK
+    bring_up(netlink, tun.ifindex, ClientRoutes(quick.interface.addresses, allowed, known, mtu, mark, quick.interface.table))
+
+
+def _change(peer: PeerSection, endpoint: Endpoint | None) -> PeerChange:
+    return PeerChange(
+        peer.public_key,
+        preshared_key=peer.preshared_key,
+        endpoint=str(endpoint) if endpoint else None,
+        persistent_keepalive=peer.persistent_keepalive,
+        allowed_ips=tuple((True, prefix) for prefix in peer.allowed_ips),
+    )
+
+
+def _only_file(directory: Path) -> Path:
     files = sorted(directory.glob("*.conf"))
     if len(files) != 1:
         found = "no wg-quick file" if not files else f"{len(files)} wg-quick files"
@@ -141,7 +197,7 @@ def _only_file(directory: File) -> File:
     return files[0]
 
 
-def _resolve(peer: PeerSection) -> tuple[str, int] | None:
+def _resolve(peer: PeerSection) -> Endpoint | None:
     """The peer's endpoint as a literal address, IPv4 first as wg does by default; None for a peer that calls us."""
     if peer.endpoint is None:
         return None
@@ -151,4 +207,4 @@ def _resolve(peer: PeerSection) -> tuple[str, int] | None:
         raise OperatorError(
             f"cannot resolve the endpoint {peer.endpoint}: {error.strerror}", "check the name, or write an address"
         ) from None
-    return str(found[0][4][0]), int(found[0][4][1])
+    return Endpoint(str(found[0][4][0]), int(found[0][4][1]))

@@ -1,29 +1,42 @@
-"""The devices of the store, as the data path has them: which slot, which addresses, which keys. Follows the store's revision.
+"""The devices of the store, as the data path has them: which slot, which networks, which keys. Follows the store change by change.
 
-A slot is a row of the worker's tables; it belongs to a device as long as the device exists, whatever its keys do.
+A slot is a row of the worker's tables; it belongs to a device as long as the device exists, whatever its keys, networks and
+endpoint do: sessions and flows stay. Work is done for what changed alone, so a fleet of ten thousand costs one as much as none.
 """
 
-from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_network
-from typing import Any
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv6Address, ip_network
+from typing import Final
 
-import numpy as np
+import sqlalchemy.exc
 import structlog
 import trio
 
-from egressvpn.addresses import IPNetwork, words
+from egressvpn.addresses import IPNetwork, Path, pack_sockaddr, words
 from egressvpn.app.egress import external4, external6, pool_addresses
 from egressvpn.control.devices import gateway_address
 from egressvpn.control.schema import Config
-from egressvpn.control.store import Device, Store
-from egressvpn.control.tunnel import Tunnel
-from egressvpn.dataplane.channel import COMMAND, Command
+from egressvpn.control.store import BEGINNING, Changes, Device, Store
+from egressvpn.control.tunnel import NANOSECOND, Tunnel
+from egressvpn.control.wake import BELL, Bell
+from egressvpn.dataplane.channel import Command, pack_command
 from egressvpn.errors import OperatorError
 from egressvpn.netio.netlink import local_addresses
+from egressvpn.netio.udp import split_listen
+from egressvpn.wireguard.noise import NO_PRESHARED_KEY
 from egressvpn.wireguard.tables import DISABLED, ENABLED
-from egressvpn.wireguard.timestamps import NO_TIMESTAMP
 
 log = structlog.get_logger(__name__)
+
+WATCH_INTERVAL: Final = 0.5  # s between two looks at the store's revision when nobody rings
+LOOKS_PER_MACHINE_LOOK: Final = 20  # the machine's addresses change rarely
+TIMESTAMP_INTERVAL: Final = 60.0  # s between two recordings: as much of the past can be replayed after a crash, once
+OPEN_INTERVAL: Final = 0.002  # s between two looks whether the worker has opened
+AT_ONCE: Final = 1000  # networks handed to the worker before other tasks have their turn; a device counts as one
+
+Moves = tuple[list[IPNetwork], list[IPNetwork]]  # networks lost and gained
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +45,9 @@ class Member:
 
     slot: int
     device: Device
-    external4: str
-    external6: str
+    pool_slot: int  # its external IPv4 address in the worker's table of pool addresses; 0: none
+    external4: IPv4Address | None
+    external6: IPv6Address | None
 
 
 class Fleet:
@@ -47,35 +61,53 @@ class Fleet:
         self._taken6: set[IPv6Address] = set()
         self._addresses = {pool.name: pool_addresses(pool.addresses) for pool in config.pools}
         self._first_slot: dict[str, int] = {}
-        self._revision = -1
-        self._newest: dict[int, bytes] = {}  # by device: what a replayed initiation cannot be newer than
+        self._revision = BEGINNING
+        self._following = trio.Lock()
+        self._newest: dict[bytes, bytes] = {}  # by public key: the timestamp that a replayed initiation cannot be newer than
+        self._recorded: dict[bytes, bytes] = {}  # the same, as the store has it
         self._denied: set[IPNetwork] = set()
+        self._outside: dict[int, Device] = {}  # by id: devices of the store that have no slot
         self.members: dict[str, Member] = {}
+        self.by_id: dict[int, Member] = {}
+        self.by_key: dict[bytes, Member] = {}
         self.by_slot: dict[int, Member] = {}
         self.store_error = ""
-        self.left_out: dict[str, str] = {}  # devices that are not in the data path, and why
+        self.left_out: dict[str, str] = {}  # devices that cannot connect, and why
         self.pool_of_slot: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self.members)
 
-    def open(self) -> None:
-        """Pools, policy and devices into the worker's tables, then OPEN."""
+    async def open(self) -> None:
+        """Identities, pools, policy and devices into the worker's tables, then OPEN; returns when the worker has done it all."""
+        self._tunnel.set_identities()
         slot = 1
         for pool in self._config.pools:
             self._first_slot[pool.name] = slot
             for address in self._addresses[pool.name]:
                 self.pool_of_slot[slot] = pool.name
-                self._send(Command.ADD_POOL, external4=slot, low=int(address), port_low=pool.ports.low, port_high=pool.ports.high)
+                self._tunnel.command(
+                    pack_command(Command.ADD_POOL, external4=slot, low=int(address), port_low=pool.ports.low, port_high=pool.ports.high)
+                )
                 slot += 1
         for prefix in (*self._config.policy.deny, *self._config.tunnel.networks):
-            self._send_prefix(Command.ADD_DENIED, 0, prefix)
+            self._deny(prefix)
         self.deny_machine()
-        self.refresh()
+        await self._follow()
         inner = [gateway_address(network) for network in self._config.tunnel.networks]
         low4 = next((int(address) for address in inner if address.version == 4), 0)
         high6, low6 = next((words(address) for address in inner if address.version == 6), (0, 0))
-        self._send(Command.OPEN, internal4=low4, internal6_hi=high6, internal6_lo=low6)
+        self._tunnel.command(pack_command(Command.OPEN, internal4=low4, internal6_hi=high6, internal6_lo=low6))
+        worker = self._tunnel.supervisor.arena.tables["worker"][0]
+        while not worker.open:  # noqa: ASYNC110  (a word in the arena: there is no event to wait for)
+            await trio.sleep(OPEN_INTERVAL)
+
+    async def run(self) -> None:
+        """Follow the store and the machine's addresses until cancelled, and keep what must survive the process."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch)
+            nursery.start_soon(self._listen)
+            nursery.start_soon(self._keep_timestamps)
 
     def deny_machine(self) -> None:
         """No device reaches the gateway's own services by way of the tunnel: its addresses are denied, new ones when seen."""
@@ -83,15 +115,12 @@ class Fleet:
             address = ip_network(local.address.ip)
             if address not in self._denied and not local.address.is_link_local and not local.address.is_loopback:
                 self._denied.add(address)
-                self._send_prefix(Command.ADD_DENIED, 0, address)
+                self._deny(address)
 
     async def follow(self) -> None:
         """Look whether the store changed, and follow. A store that is away is not the end: what is loaded goes on."""
         try:
-            revision = await trio.to_thread.run_sync(self._store.revision)
-            if revision != self._revision:
-                revision, devices = await trio.to_thread.run_sync(self._store.snapshot)
-                self._apply(devices, revision)
+            await self._follow()
             if self.store_error:
                 log.info("store is back")
             self.store_error = ""
@@ -100,113 +129,228 @@ class Fleet:
                 log.error("store is away; forwarding goes on with what is loaded", error=str(error))
             self.store_error = str(error)
 
-    def refresh(self) -> None:
-        """Read all devices now."""
-        revision, devices = self._store.snapshot()
-        self._apply(devices, revision)
+    # the tasks of `run`
 
-    def _apply(self, devices: list[Device], revision: int) -> None:
-        wanted = {device.name: device for device in devices}
-        self.left_out.clear()
-        for name, member in list(self.members.items()):
-            if name not in wanted or _identity(wanted[name]) != _identity(member.device):
-                self._remove(member)
+    async def _watch(self) -> None:
+        while True:
+            for _ in range(LOOKS_PER_MACHINE_LOOK):
+                await trio.sleep(WATCH_INTERVAL)
+                await self.follow()
+            try:
+                self.deny_machine()
+            except (OperatorError, OSError) as error:
+                log.error("the machine's addresses cannot be read", error=str(error))
+
+    async def _listen(self) -> None:
+        try:
+            bell = Bell(self._config.state_dir / BELL)
+        except OSError as error:
+            log.warning("changes of the store are seen later: nobody can wake the gateway", error=str(error))
+            return
+        with bell:
+            while True:
+                await trio.lowlevel.wait_readable(bell)
+                bell.hear()
+                await self.follow()
+
+    async def _keep_timestamps(self) -> None:
+        try:
+            while True:
+                await trio.sleep(TIMESTAMP_INTERVAL)
+                await trio.to_thread.run_sync(self._record_timestamps)
+        finally:
+            self._record_timestamps()
+
+    def _record_timestamps(self) -> None:
+        """The newest timestamp of every device that has a newer one than the store knows."""
+        for member in list(self.by_id.values()):
+            self._remember_timestamp(member)
+        newer = {key: stamp for key, stamp in list(self._newest.items()) if stamp > self._recorded.get(key, b"")}
+        try:
+            self._store.record_timestamps(newer)
+            self._recorded.update(newer)
+        except (OperatorError, sqlalchemy.exc.SQLAlchemyError) as error:
+            log.error("timestamps cannot be recorded", error=str(error))
+
+    def _remember_timestamp(self, member: Member) -> None:
+        peer = self._tunnel.interface.peer(member.slot)
+        if peer is not None and any(peer.newest_timestamp):
+            self._newest[peer.public_key] = peer.newest_timestamp
+
+    # following
+
+    async def _follow(self) -> None:
+        """Raises OperatorError when the store cannot be read."""
+        async with self._following:
+            if await trio.to_thread.run_sync(self._store.revision) == self._revision:
+                return
+            changes, moves = await trio.to_thread.run_sync(self._changes)
+            with trio.CancelScope(shield=True):  # a device is never left half done
+                await self._apply(changes, moves)
+            self._revision = changes.revision
+
+    def _changes(self) -> tuple[Changes, dict[int, Moves]]:
+        """In a thread: a device may have a hundred thousand networks, which take their time to be read and compared."""
+        changes = self._store.changes_since(self._revision)
+        return changes, {device.id: _moves(self.by_id.get(device.id), device) for device in changes.devices}
+
+    async def _apply(self, changes: Changes, moves: dict[int, Moves]) -> None:
+        told = {device.id: device for device in changes.devices}
+        gone = {*self.by_id, *self._outside} - told.keys() if changes.complete else changes.removed_ids
+        for number in gone:
+            self._forget(number)
+        devices = [*told.values(), *(device for number, device in self._outside.items() if number not in told)]
+        work = 0
         for device in devices:
-            known = self.members.get(device.name)
-            if known is None:
-                self._add(device)
-            elif known.device != device:
-                self._change(known, device)
-        self._revision = revision
+            for steps in self._bring(device, moves.get(device.id)):
+                work += steps
+                if work >= AT_ONCE:
+                    work = 0
+                    self._tunnel.flush()
+                    await trio.lowlevel.checkpoint()
         self._tunnel.flush()
 
-    def _add(self, device: Device) -> None:
-        if not self._free:
-            self._leave_out(device, f"{device.name} has no room: raise [wireguard] max_devices")
+    def _forget(self, number: int) -> None:
+        """The store has no device with this id any more."""
+        outside = self._outside.pop(number, None)
+        if outside is not None:
+            self.left_out.pop(outside.name, None)
+        if number in self.by_id:
+            self._remove(self.by_id[number])
+
+    def _bring(self, device: Device, moves: Moves | None) -> Iterator[int]:
+        """Make the data path have a device as it is; after each step, how much that was."""
+        known = self.by_id.get(device.id)
+        self.left_out.pop(device.name if known is None else known.device.name, None)
+        if known is not None and known.device.pool != device.pool:  # another external address: nothing of the old may go on
+            self._remove(known)
+            known = None
+        member = self._join(device) if known is None else replace(known, device=device)
+        if member is None:
+            self._outside[device.id] = device
             return
+        lost, gained = _moves(None, device) if known is None or moves is None else moves
+        if known is not None and (known.device.name, known.device.public_key) != (device.name, device.public_key):
+            self._unlist(known)
+        self._outside.pop(device.id, None)
+        self.members[device.name] = self.by_id[device.id] = self.by_key[device.public_key] = self.by_slot[member.slot] = member
+        self._admit(member)
+        self._send_device(member)
+        self._send_path(member, "" if known is None else known.device.endpoint)
+        yield 1
+        for part in _parts(lost):
+            self._tunnel.remove_prefixes(member.slot, part)
+            yield len(part)
+        for part in _parts(gained):
+            self._tunnel.add_prefixes(member.slot, part)
+            yield len(part)
+
+    def _join(self, device: Device) -> Member | None:
+        """A slot and external addresses for a device that has none. None when it must stay outside."""
         pool = self._config.pool(device.pool)
         if pool is None:
             self._leave_out(device, f"{device.name} is in pool {device.pool}, which is not configured")
-            return
-        position = external4(str(device.id), self._addresses[pool.name])
+            return None
+        if not self._free:
+            self._leave_out(device, f"{device.name} has no room: raise [wireguard] max_devices")
+            return None
+        addresses = self._addresses[pool.name]
+        position = external4(str(device.id), addresses)
         address6 = external6(str(device.id), pool.addresses, self._taken6)
         if address6 is not None:
             self._taken6.add(address6)
-        shown4 = "" if position is None else str(self._addresses[pool.name][position])
-        member = Member(self._free.pop(), device, shown4, "" if address6 is None else str(address6))
-        self.members[device.name] = self.by_slot[member.slot] = member
-        self._admit(member)
-        self._send_device(member, 0 if position is None else self._first_slot[pool.name] + position, address6)
-        for address in device.addresses:
-            self._send_prefix(Command.ADD_PREFIX, member.slot, ip_network(address))
+        if position is None:
+            return Member(self._free.pop(), device, 0, None, address6)
+        return Member(self._free.pop(), device, self._first_slot[pool.name] + position, addresses[position], address6)
 
     def _leave_out(self, device: Device, why: str) -> None:
-        log.error("device left out", why=why)
+        if device.id not in self._outside:
+            log.error("device left out", why=why)
         self.left_out[device.name] = why
-
-    def _change(self, member: Member, device: Device) -> None:
-        """Same identity, other state: nothing but the state moves."""
-        changed = Member(member.slot, device, member.external4, member.external6)
-        self.members[device.name] = self.by_slot[member.slot] = changed
-        position = external4(str(device.id), self._addresses[device.pool])
-        address6 = IPv6Address(member.external6) if member.external6 else None
-        self._send_device(changed, 0 if position is None else self._first_slot[device.pool] + position, address6)
-        self._admit(changed)
 
     def _admit(self, member: Member) -> None:
         """Handshakes are for enabled devices only; to others the gateway is silent and their sessions end."""
-        device = member.device
-        peer = self._tunnel.interface.peer(member.slot)
-        if peer is not None:
-            self._newest[device.id] = peer.newest_timestamp
+        device, interface = member.device, self._tunnel.interface
+        self._remember_timestamp(member)
+        peer = interface.peer(member.slot)
+        if peer is not None and (peer.public_key != device.public_key or not device.enabled):
+            interface.remove_peer(member.slot)
         if not device.enabled:
-            self._tunnel.interface.remove_peer(member.slot)
-            self._tunnel.send(Command.CLEAR, member.slot)
             return
+        key = device.key
+        newest = max(key.newest_timestamp, self._newest.get(key.public_key, b""))
+        self._recorded.setdefault(key.public_key, key.newest_timestamp)
+        secret = key.preshared_key or NO_PRESHARED_KEY
         try:
-            newest = self._newest.get(device.id, NO_TIMESTAMP)
-            secret = device.preshared_key or bytes(32)
-            self._tunnel.interface.add_peer(member.slot, device.public_key, secret, newest_timestamp=newest)
+            interface.add_peer(member.slot, key.public_key, secret, None, device.persistent_keepalive, newest_timestamp=newest)
         except ValueError as error:
             self._leave_out(device, f"{device.name} cannot have its key: {error}")
 
     def _remove(self, member: Member) -> None:
-        del self.members[member.device.name], self.by_slot[member.slot]
+        self._unlist(member)
+        self.left_out.pop(member.device.name, None)
+        self._newest.pop(member.device.public_key, None)
+        self._recorded.pop(member.device.public_key, None)
         self._tunnel.interface.remove_peer(member.slot)
-        self._tunnel.send(Command.REMOVE_DEVICE, member.slot)
-        if member.external6:
-            self._taken6.discard(IPv6Address(member.external6))
+        self._tunnel.command(pack_command(Command.REMOVE_DEVICE, member.slot))
+        if member.external6 is not None:
+            self._taken6.discard(member.external6)
         self._free.append(member.slot)
 
-    def _send_device(self, member: Member, pool_slot: int, address6: IPv6Address | None) -> None:
+    def _unlist(self, member: Member) -> None:
+        del self.members[member.device.name], self.by_id[member.device.id], self.by_slot[member.slot]
+        self.by_key.pop(member.device.public_key, None)
+
+    # telling the worker
+
+    def _send_device(self, member: Member) -> None:
         internal = member.device.addresses
         internal4 = next((int(address) for address in internal if address.version == 4), -1)
         high, low = next((words(address) for address in internal if address.version == 6), (0, 0))
-        external_high, external_low = (0, 0) if address6 is None else words(address6)
-        self._send(
-            Command.SET_DEVICE,
-            owner=member.slot,
-            state=ENABLED if member.device.enabled else DISABLED,
-            internal4=internal4,
-            internal6_hi=high,
-            internal6_lo=low,
-            external4=pool_slot,
-            external6_hi=external_high,
-            external6_lo=external_low,
+        external_high, external_low = (0, 0) if member.external6 is None else words(member.external6)
+        self._tunnel.command(
+            pack_command(
+                Command.SET_DEVICE,
+                member.slot,
+                state=ENABLED if member.device.enabled else DISABLED,
+                internal4=internal4,
+                internal6_hi=high,
+                internal6_lo=low,
+                external4=member.pool_slot,
+                external6_hi=external_high,
+                external6_lo=external_low,
+                persistent_interval=member.device.persistent_keepalive * NANOSECOND,
+            )
         )
 
-    def _send_prefix(self, kind: Command, slot: int, prefix: IPNetwork) -> None:
+    def _send_path(self, member: Member, before: str) -> None:
+        """Where the operator says that the device is, when he says something new: else what was heard from it is better."""
+        endpoint = member.device.endpoint
+        if endpoint in ("", before):
+            return
+        host, port = split_listen(endpoint)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        number = next((number for number, udp in enumerate(self._tunnel.sockets) if udp.family == family), None)
+        if number is None:
+            log.warning("no socket leads to the endpoint", device=member.device.name, endpoint=endpoint)
+            return
+        path = Path(pack_sockaddr(host, port), b"", number)
+        self._tunnel.interface.set_path(member.slot, path)
+        self._tunnel.command(pack_command(Command.SET_PATH, member.slot, path=path))
+
+    def _deny(self, prefix: IPNetwork) -> None:
         high, low = words(prefix.network_address)
-        self._send(kind, owner=slot, version=prefix.version, high=high, low=low, prefix_length=prefix.prefixlen)
-
-    def _send(self, kind: Command, **fields: int) -> None:
-        record: Any = np.zeros(1, COMMAND)
-        record["kind"] = kind
-        for name, value in fields.items():
-            record[name] = value
-        self._tunnel.command(record)
+        self._tunnel.command(pack_command(Command.ADD_DENIED, version=prefix.version, high=high, low=low, prefix_length=prefix.prefixlen))
 
 
-def _identity(device: Device) -> tuple[Any, ...]:
-    """What makes a device another one for the data path when it changes."""
-    return device.id, device.public_key, device.preshared_key, device.addresses, device.pool
+def _moves(known: Member | None, device: Device) -> Moves:
+    """What a device has lost and gained since it was known."""
+    before, after = () if known is None else known.device.allowed_ips, device.allowed_ips
+    if before == after or not before:
+        return [], [] if before else list(after)
+    held, wanted = set(before), set(after)
+    return [network for network in before if network not in wanted], [network for network in after if network not in held]
+
+
+def _parts(networks: list[IPNetwork]) -> Iterator[list[IPNetwork]]:
+    return (networks[start : start + AT_ONCE] for start in range(0, len(networks), AT_ONCE))

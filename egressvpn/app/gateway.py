@@ -12,10 +12,12 @@ import os
 import resource
 import secrets
 import signal
+import socket
 import struct
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -24,16 +26,21 @@ import trio
 
 from egressvpn import __version__
 from egressvpn.api.http import serve
+from egressvpn.api.uapi_server import control_socket, serve_control
+from egressvpn.app import collector
 from egressvpn.app.entry import run_trio
+from egressvpn.app.files import kept_timestamp, timestamp_keeper
 from egressvpn.app.fleet import Fleet
+from egressvpn.app.ports import open_listeners
+from egressvpn.app.uapi import GatewayControl, Overrides, overrides, own_private_key
 from egressvpn.app.view import View
-from egressvpn.control.config import load, load_private_key
+from egressvpn.control.config import load
 from egressvpn.control.schema import Config
 from egressvpn.control.store import Store, open_store
 from egressvpn.control.supervisor import Supervisor
 from egressvpn.control.tunnel import NANOSECOND, Tunnel
 from egressvpn.dataplane import arena
-from egressvpn.dataplane.layout import Limits, layout
+from egressvpn.dataplane.layout import MAX_PREFIXES, Limits, layout
 from egressvpn.dataplane.tables import GATEWAY
 from egressvpn.errors import OperatorError
 from egressvpn.nat import tables as nat_tables
@@ -41,23 +48,37 @@ from egressvpn.nat.tables import NatTables
 from egressvpn.netio.netlink import Netlink, interface_exists, link_is_up
 from egressvpn.netio.sysctl import ensure_forwarding, restore
 from egressvpn.netio.tun import Tun, open_tun
-from egressvpn.netio.udp import UdpSocket, open_udp
+from egressvpn.netio.udp import UdpSocket
 from egressvpn.observe import systemd
 from egressvpn.wireguard.indexes import SessionIndexes
 from egressvpn.wireguard.interface import Interface
 
 log = structlog.get_logger(__name__)
 
-WATCH_INTERVAL: Final = 0.5  # s between two looks at the store's revision: a change is in the data path within 1 s
 LINK_INTERVAL: Final = 2.0  # s between two looks at the TUN
 LOOKS_PER_ROUTE_LOOK: Final = 5
-LOOKS_PER_MACHINE_LOOK: Final = 20  # the machine's addresses change rarely
 JOURNAL: Final = "sysctl.json"  # in state_dir: what to restore
+TIMESTAMP: Final = "timestamp"  # in state_dir: what no initiation of ours has gone beyond
 FILTERING: Final = {
     "endpoint-independent": nat_tables.ENDPOINT_INDEPENDENT,
     "address-dependent": nat_tables.ADDRESS_DEPENDENT,
     "address-and-port-dependent": nat_tables.ADDRESS_AND_PORT_DEPENDENT,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What was made before the gateway runs."""
+
+    config: Config
+    private_key: bytes | None = field(repr=False)
+    over: Overrides
+    store: Store
+    sockets: list[UdpSocket]
+    tun: Tun
+    control: socket.socket
+    memory: arena.Arena
+    began: float
 
 
 def run(config: Config) -> None:
@@ -67,14 +88,18 @@ def run(config: Config) -> None:
     signal.signal(signal.SIGTERM, _leave)  # until trio listens: what was set up is taken down on this way too
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with ExitStack() as undo:
-        private_key = load_private_key(config)
         store = undo.enter_context(open_store(config.store.url, config.state_dir))
         undo.callback(os.close, _lock(config.state_dir))
-        sockets = _sockets(config, undo)
+        private_key = own_private_key(config, store)
+        over = overrides(config, store)
+        sockets = open_listeners(config.wireguard.listen, over.listen_port, over.fwmark)
+        for udp in sockets:
+            undo.callback(udp.close)
         tun = _tun(config, undo)
+        control = undo.enter_context(control_socket(tun.name))
         memory = _arena(config, tun)
         undo.callback(os.close, memory.fd)
-        run_trio(_main, config, private_key, store, sockets, tun, memory, began)
+        run_trio(_main, _Parts(config, private_key, over, store, sockets, tun, control, memory, began))
 
 
 def _leave(number: int, frame: object) -> None:
@@ -91,13 +116,6 @@ def _lock(state_dir: Path) -> int:
         mend = "stop it, or give this one a [gateway] state_dir of its own"
         raise OperatorError(f"another gateway runs with {state_dir}", mend) from None
     return descriptor
-
-
-def _sockets(config: Config, undo: ExitStack) -> list[UdpSocket]:
-    sockets = open_udp([str(listen) for listen in config.wireguard.listen])
-    for udp in sockets:
-        undo.callback(udp.close)
-    return sockets
 
 
 def _tun(config: Config, undo: ExitStack) -> Tun:
@@ -125,7 +143,7 @@ def limits(config: Config) -> Limits:
     addresses = sum(prefix.num_addresses for pool in config.pools for prefix in pool.addresses if prefix.version == 4)
     return Limits(
         max_devices=config.wireguard.max_devices,
-        max_prefixes=4 * config.wireguard.max_devices,
+        max_prefixes=max(MAX_PREFIXES, 4 * config.wireguard.max_devices),
         max_flows=config.nat.max_flows,
         pool_addresses=max(1, addresses),
         mtu=config.wireguard.mtu,
@@ -151,40 +169,71 @@ def _arena(config: Config, tun: Tun) -> arena.Arena:
     return memory
 
 
-async def _main(
-    config: Config, private_key: bytes, store: Store, sockets: list[UdpSocket], tun: Tun, memory: arena.Arena, began: float
-) -> None:
-    supervisor = Supervisor(memory, limits(config), tun.fd, [udp.fd for udp in sockets], config.dataplane.jit)
+async def _main(parts: _Parts) -> None:
+    config, memory, tun = parts.config, parts.memory, parts.tun
+    supervisor = Supervisor(memory, limits(config), tun.fd, [udp.fd for udp in parts.sockets], config.dataplane.jit)
     indexes = SessionIndexes(memory.tables["sessions"].size, 0, secrets.token_bytes)
-    tunnel = Tunnel(supervisor, Interface(private_key, indexes, secrets.token_bytes), sockets)
-    fleet = Fleet(config, store, tunnel)
-    view = View(config, supervisor, tunnel, fleet, began)
+    timestamp = config.state_dir / TIMESTAMP
+    interface = Interface(parts.private_key, indexes, secrets.token_bytes, kept_timestamp(timestamp))
+    tunnel = Tunnel(supervisor, interface, parts.sockets, timestamp_keeper(timestamp))
+    fleet = Fleet(config, parts.store, tunnel)
+    view = View(config, supervisor, tunnel, fleet, parts.began)
+    control = GatewayControl(config, parts.store, tunnel, fleet, parts.over.fwmark, view.on_key_changed)
+    collector.begin()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_await_signal, nursery.cancel_scope, view)
+        nursery.start_soon(collector.run)
         await nursery.start(supervisor.run, tunnel.handle)
         nursery.start_soon(tunnel.run)
         nursery.start_soon(tunnel.keep_in_step)
-        fleet.open()
-        nursery.start_soon(_watch, fleet)
+        nursery.start_soon(tunnel.rotate_cookies)
+        nursery.start_soon(tunnel.follow_routes)
+        await fleet.open()
+        nursery.start_soon(fleet.run)
         nursery.start_soon(_watch_link, config, tun, view)
         await serve(nursery, config, view)
+        await nursery.start(_serve_control, nursery.cancel_scope, control, parts.control, view)
+        collector.keep()
         view.ready = True
-        seconds = time.monotonic() - began
-        announcement = {
-            "event": "ready",
-            "version": __version__,
-            "gateway": config.gateway.name,
-            "interface": tun.name,
-            "listen": [udp.listen for udp in sockets],
-            "devices": len(fleet),
-            "aead": supervisor.aead,
-            "jit": supervisor.jit,
-            "seconds": round(seconds, 3),
-        }
-        sys.stdout.write(json.dumps(announcement) + "\n")
-        sys.stdout.flush()
-        systemd.notify("READY=1")
-        log.info("ready", seconds=round(seconds, 3), devices=len(fleet))
+        _announce(config, tunnel, tun, fleet, time.monotonic() - parts.began)
+
+
+def _announce(config: Config, tunnel: Tunnel, tun: Tun, fleet: Fleet, seconds: float) -> None:
+    """Packets flow: to whoever started us, to systemd, and to the log."""
+    supervisor = tunnel.supervisor
+    announcement = {
+        "event": "ready",
+        "version": __version__,
+        "gateway": config.gateway.name,
+        "interface": tun.name,
+        "listen": [udp.listen for udp in tunnel.sockets],
+        "devices": len(fleet),
+        "aead": supervisor.aead,
+        "jit": supervisor.jit,
+        "seconds": round(seconds, 3),
+    }
+    sys.stdout.write(json.dumps(announcement) + "\n")
+    sys.stdout.flush()
+    systemd.notify("READY=1")
+    log.info("ready", seconds=round(seconds, 3), devices=len(fleet))
+
+
+async def _serve_control(
+    scope: trio.CancelScope,
+    control: GatewayControl,
+    bound: socket.socket,
+    view: View,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """The socket of `wg`; who removes it ends the gateway."""
+    await serve_control(control, bound, task_status)
+    _stop(scope, view)
+
+
+def _stop(scope: trio.CancelScope, view: View) -> None:
+    systemd.notify("STOPPING=1")
+    view.stopping = True
+    scope.cancel()
 
 
 async def _await_signal(scope: trio.CancelScope, view: View) -> None:
@@ -195,9 +244,7 @@ async def _await_signal(scope: trio.CancelScope, view: View) -> None:
                 await _reload(view)
                 continue
             log.info("stopping", signal=signal.Signals(number).name)
-            systemd.notify("STOPPING=1")
-            view.stopping = True
-            scope.cancel()
+            _stop(scope, view)
             return
 
 
@@ -212,18 +259,6 @@ async def _reload(view: View) -> None:
         return
     if changed:
         log.warning("the configuration changed; it takes effect with the next start")
-
-
-async def _watch(fleet: Fleet) -> None:
-    """Bring what changed in the store, or in the machine's addresses, into the data path."""
-    while True:
-        for _ in range(LOOKS_PER_MACHINE_LOOK):
-            await trio.sleep(WATCH_INTERVAL)
-            await fleet.follow()
-        try:
-            fleet.deny_machine()
-        except (OperatorError, OSError) as error:
-            log.error("the machine's addresses cannot be read", error=str(error))
 
 
 async def _watch_link(config: Config, tun: Tun, view: View) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from egressvpn import __version__
+from egressvpn.addresses import IPNetwork
 from egressvpn.app.fleet import Fleet
 from egressvpn.control.schema import Config
 from egressvpn.control.supervisor import Supervisor
@@ -22,6 +23,7 @@ from egressvpn.verdict import VERDICTS, Verdict
 from egressvpn.wireguard.constants import REJECT_AFTER_TIME
 
 BATCH_BOUNDS: Final = [float(2 ** (bucket + 1) - 1) for bucket in range(BATCH_BUCKETS - 1)]
+NETWORKS_SHOWN: Final = 64  # of a device, in the series of the exporters
 TICKS: Final = os.sysconf("SC_CLK_TCK")
 PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
@@ -38,10 +40,16 @@ class View:
         self._supervisor = supervisor
         self._tunnel = tunnel
         self._began = began
-        self._key_written = config.private_key_path.stat().st_mtime
+        self._key_written = 0.0
+        self.on_key_changed()
         tables = supervisor.arena.tables
         self._counters: Any = tables["counters"]
         self._nat: Any = supervisor.arena.bundle(NatTables)
+
+    def on_key_changed(self) -> None:
+        """The file of the private key was written, or removed."""
+        path = self.config.private_key_path
+        self._key_written = path.stat().st_mtime if path.exists() else 0.0
 
     def readiness(self) -> list[str]:
         """Why packets cannot flow."""
@@ -66,7 +74,7 @@ class View:
             uptime_seconds=round(time.monotonic() - self._began, 3),
             interface=self.config.tunnel.interface,
             public_key=counters.public_key,
-            listen=[str(at) for at in self.config.wireguard.listen],
+            listen=[udp.listen for udp in self._tunnel.sockets],
             workers=[self._worker()],
             pools=self._pools(counters),
             devices={
@@ -114,7 +122,7 @@ class View:
                 array[Counter.BATCHES : Counter.BATCHES + BATCH_BUCKETS].copy(),
                 float(array[Counter.RX_DATAGRAMS]),
             ),
-            key_age_seconds={"current": max(0.0, time.time() - self._key_written)},
+            key_age_seconds={"current": max(0.0, time.time() - self._key_written)} if self._key_written else {},
         )
 
     def peers(self, limit: int) -> Sequence[PeerCounters]:
@@ -185,12 +193,18 @@ class View:
         return PeerCounters(
             public_key=base64.b64encode(member.device.public_key).decode(),
             name=member.device.name,
-            addresses=[f"{address}/{address.max_prefixlen}" for address in member.device.addresses],
+            addresses=_listed(member.device.allowed_ips),
             endpoint="" if path is None else str(path),
             received_bytes=int(row.received_bytes),
             sent_bytes=int(row.sent_bytes),
             last_handshake_seconds=int(row.last_handshake_wall) / 1e9,
         )
+
+
+def _listed(networks: Sequence[IPNetwork]) -> list[str]:
+    """As many as a metric's label should carry."""
+    more = len(networks) - NETWORKS_SHOWN
+    return [*map(str, networks[:NETWORKS_SHOWN]), *([f"and {more} more"] if more > 0 else [])]
 
 
 def _flow(row: dict[str, Any], names: dict[int, str]) -> Flow:

@@ -3,7 +3,7 @@
 import datetime as dt
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -26,6 +26,8 @@ def _complete_names(context: click.Context, _: click.Parameter, incomplete: str)
     except OperatorError:
         return []
 
+
+NETWORKS_SHOWN: Final = 8  # of a device, in the list
 
 name_argument = click.argument("name", shell_complete=_complete_names)
 
@@ -134,9 +136,10 @@ def list_(invocation: Invocation) -> None:
         echo_json({"items": [_described(device) for device in devices]})
         return
     rows = [
-        (d.name, "yes" if d.enabled else "no", ", ".join(map(str, d.addresses)), d.pool, ", ".join(d.tags), _key_text(d)) for d in devices
+        (d.name, "yes" if d.enabled else "no", _networks_text(d), d.endpoint or None, d.pool, ", ".join(d.tags), _key_text(d))
+        for d in devices
     ]
-    columns = ("NAME", "ENABLED", "ADDRESSES", "POOL", "TAGS", "PUBLIC KEY")
+    columns = ("NAME", "ENABLED", "ALLOWED IPS", "ENDPOINT", "POOL", "TAGS", "PUBLIC KEY")
     echo_table(columns, rows, empty="no devices yet: add one with `egressvpn peer add NAME`")
 
 
@@ -225,10 +228,20 @@ def _described(device: "Device") -> dict[str, Any]:
         "public_key": _key_text(device),
         "preshared_key": device.preshared_key is not None,
         "addresses": [f"{address}/{address.max_prefixlen}" for address in device.addresses],
+        "allowed_ips": list(map(str, device.allowed_ips)),
+        "endpoint": device.endpoint or None,
+        "persistent_keepalive": device.persistent_keepalive,
         "pool": device.pool,
         "tags": list(device.tags),
         "created_at": dt.datetime.fromtimestamp(device.created_at, dt.UTC).isoformat().replace("+00:00", "Z"),
     }
+
+
+def _networks_text(device: "Device") -> str:
+    """The allowed IPs in a line: addresses without their length, and no more than a person reads."""
+    shown = [str(n.network_address if n.prefixlen == n.max_prefixlen else n) for n in device.allowed_ips[:NETWORKS_SHOWN]]
+    more = len(device.allowed_ips) - NETWORKS_SHOWN
+    return ", ".join([*shown, *([f"and {more} more"] if more > 0 else [])])
 
 
 def _key_text(device: "Device") -> str:

@@ -5,9 +5,9 @@ address from the second on, as /32 and /128. Works on the store alone, whether o
 """
 
 import dataclasses
-import ipaddress
 import re
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from egressvpn.addresses import IPAddress, IPNetwork
@@ -28,20 +28,38 @@ def gateway_address(network: IPNetwork) -> IPAddress:
     return network.network_address + 1
 
 
-def allocate(networks: Sequence[IPNetwork], taken: set[str]) -> list[IPAddress]:
-    """The lowest free device address of each network. `taken` holds addresses as text. Raises OperatorError."""
-    return [_lowest_free(network, taken) for network in networks]
+def allocate(networks: Sequence[IPNetwork], taken: Iterable[str]) -> list[IPAddress]:
+    """The lowest free device address of each network. `taken` are other devices' networks as text. Raises OperatorError.
+
+    A network that holds all of ours ("0.0.0.0/0", say) is somebody's way out, not their addresses: it does not count.
+    """
+    spans = [_span(network) for network in taken]
+    return [_lowest_free(network, spans) for network in networks]
 
 
-def _lowest_free(network: IPNetwork, taken: set[str]) -> IPAddress:
-    first = int(network.network_address) + 2
-    last = int(network.broadcast_address) - (network.version == 4)  # IPv6 has no broadcast address
-    kind = ipaddress.IPv4Address if network.version == 4 else ipaddress.IPv6Address
-    for number in range(first, last + 1):
-        candidate = kind(number)
-        if str(candidate) not in taken:
-            return candidate
-    raise OperatorError(f"every address of {network} is in use", "add a network to tunnel.networks, or remove devices")
+def _span(network: str) -> tuple[int, int, int]:
+    """(version, first, last address) of a network as the store writes it. Thousands are read for one new device."""
+    address, _, length = network.partition("/")
+    family, bits, version = (socket.AF_INET6, 128, 6) if ":" in address else (socket.AF_INET, 32, 4)
+    first = int.from_bytes(socket.inet_pton(family, address), "big")
+    return version, first, first + (1 << bits - int(length)) - 1
+
+
+def _lowest_free(network: IPNetwork, taken: Sequence[tuple[int, int, int]]) -> IPAddress:
+    begin, end = int(network.network_address), int(network.broadcast_address)
+    inside = [
+        (first, last)
+        for version, first, last in taken
+        if version == network.version and first <= end and last >= begin and not (first <= begin and last >= end)
+    ]
+    lowest = begin + 2
+    for first, last in sorted(inside):
+        if first > lowest:
+            break
+        lowest = max(lowest, last + 1)
+    if lowest > end - (network.version == 4):  # IPv6 has no broadcast address
+        raise OperatorError(f"every address of {network} is in use", "add a network to tunnel.networks, or remove devices")
+    return network[lowest - begin]
 
 
 def check_name(name: str) -> str:
@@ -126,7 +144,7 @@ class ClientConfiguration:
             lines += ["# Only the device knows its private key: put it here.", "# PrivateKey = "]
         else:
             lines.append(f"PrivateKey = {encode_key(self.private_key)}")
-        lines.append(f"Address = {addresses}")
+        lines += [f"Address = {addresses}"] if addresses else []
         lines += [f"DNS = {dns}"] if dns else []
         return [*lines, f"MTU = {self.config.wireguard.mtu}"]
 

@@ -1,76 +1,56 @@
-"""The store: devices, their keys and tunnel addresses, in SQLite. design.md section 3: a device is an identity, not its key.
+"""The store: devices, their keys and networks, and a few settings. design.md section 3: a device is an identity, not its key.
 
-Every change bumps the one-row `revision` in its own transaction, so a running gateway sees by one small read that there is news.
-Writers take SQLite's write lock when they begin (BEGIN IMMEDIATE), so what they read (names, free addresses) still holds when they
-commit. The gateway's and the devices' private keys are never here; preshared keys are, which is why the file is 0600.
+Every change bumps the one-row `revision` in its own transaction and leaves its mark on the devices it touched, so a running
+gateway sees by one small read that there is news, and reads only the news (`changes_since`); it is also woken (wake.py).
+Settings and recorded timestamps are the gateway's own notes and bump nothing. Private keys are never here; preshared keys are.
 Functions block: call them from a thread when a loop is running.
 """
 
-import base64
 import dataclasses
 import ipaddress
-import json
-import os
-import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import sqlalchemy as sa
 
 from egressvpn.addresses import IPAddress
+from egressvpn.control.batch import Batch
+from egressvpn.control.database import SCHEMA, open_database, reading, writing
 from egressvpn.control.keys import encode_key
-from egressvpn.control.tables import device, device_address, device_key, revision
+from egressvpn.control.peers import PeerChange
+from egressvpn.control.records import Changes, Device, DeviceKey, read_device, read_devices
+from egressvpn.control.tables import allowed_ip, device, device_key, removed_device, revision, setting
+from egressvpn.control.wake import BELL, ring
 from egressvpn.errors import OperatorError
 
-SCHEMA: Final = "0001"  # alembic's head: a store that says so is opened without importing alembic
-BUSY_TIMEOUT_MS: Final = 5000
+__all__ = ["BEGINNING", "SCHEMA", "Changes", "Device", "DeviceKey", "PeerChange", "Store", "open_store"]
 
-Allocate = Callable[[set[str]], Sequence[IPAddress]]  # the addresses taken, as text -> the new device's own
+BEGINNING: Final = -1  # the revision of who knows nothing yet
+REMOVALS_KEPT: Final = 100_000  # revisions for which the feed remembers removals; who is further behind reads everything
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class DeviceKey:
-    """One of a device's keys. The states are those of design.md section 3."""
-
-    public_key: bytes
-    state: str = "active"
-    preshared_key: bytes | None = dataclasses.field(default=None, repr=False)
+Allocate = Callable[[Iterable[str]], Sequence[IPAddress]]  # the networks taken, as text -> the new device's own addresses
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Device:
-    """A device as the store knows it."""
+@dataclasses.dataclass(slots=True)
+class _Change:
+    """A transaction that holds the write lock, and the revision that it makes."""
 
-    id: int
-    name: str
-    enabled: bool
-    tags: tuple[str, ...]
-    pool: str
-    created_at: int  # s since the epoch
-    keys: tuple[DeviceKey, ...]
-    addresses: tuple[IPAddress, ...]
+    connection: sa.Connection
+    revision: int
+    made: bool = True
 
-    @property
-    def key(self) -> DeviceKey:
-        """The active key; every device has exactly one."""
-        return next(key for key in self.keys if key.state == "active")
-
-    @property
-    def public_key(self) -> bytes:
-        return self.key.public_key
-
-    @property
-    def preshared_key(self) -> bytes | None:
-        return self.key.preshared_key
+    def execute(self, statement: sa.Executable) -> sa.CursorResult[tuple[object, ...]]:
+        return self.connection.execute(statement)
 
 
 class Store:
     """An open store. Made by `open_store`; close it when done."""
 
-    def __init__(self, engine: sa.Engine) -> None:
+    def __init__(self, engine: sa.Engine, bell: Path | None = None) -> None:
         self._engine = engine
+        self._bell = bell
 
     def close(self) -> None:
         self._engine.dispose()
@@ -81,35 +61,39 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    # reading
+
     def revision(self) -> int:
-        """A number that grows with every change."""
-        with self._reading() as connection:
-            return int(connection.execute(sa.select(revision.c.value)).scalar_one())
+        """A number that grows with every change of devices."""
+        with reading(self._engine) as connection:
+            return _revision(connection)
 
     def devices(self) -> list[Device]:
         """All devices, in the order they were added."""
-        with self._engine.connect() as connection:
-            return list(_read(connection))
-
-    def snapshot(self) -> tuple[int, list[Device]]:
-        """The revision and exactly the devices it stands for."""
-        with self._reading() as connection:
-            return int(connection.execute(sa.select(revision.c.value)).scalar_one()), list(_read(connection))
-
-    @contextmanager
-    def _reading(self) -> Iterator[sa.Connection]:
-        """A connection; whatever the database refuses is an OperatorError."""
-        try:
-            with self._engine.connect() as connection:
-                yield connection
-        except sa.exc.SQLAlchemyError as error:
-            reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-            raise OperatorError(f"the store cannot be read: {reason}", "look at the disk and the file's rights") from error
+        with reading(self._engine) as connection:
+            return list(read_devices(connection))
 
     def device(self, name: str) -> Device:
         """The device of that name. Raises OperatorError."""
-        with self._engine.connect() as connection:
-            return _device(connection, name)
+        with reading(self._engine) as connection:
+            return read_device(connection, name)
+
+    def changes_since(self, known: int) -> Changes:
+        """What changed after the revision `known`; everything when that is BEGINNING, too long ago, or not of this store."""
+        with reading(self._engine) as connection:
+            newest = _revision(connection)  # read first: what is newer by then is only told twice
+            if known < max(0, newest - REMOVALS_KEPT) or known > newest:
+                return Changes(newest, list(read_devices(connection)), complete=True)
+            devices = list(read_devices(connection, device.c.changed > known))
+            gone = connection.execute(sa.select(removed_device.c.device_id).where(removed_device.c.revision > known))
+            return Changes(newest, devices, frozenset(gone.scalars()))
+
+    def setting(self, key: str) -> str | None:
+        """What the gateway noted under this key."""
+        with reading(self._engine) as connection:
+            return connection.execute(sa.select(setting.c.value).where(setting.c.key == key)).scalar()
+
+    # changing
 
     def add_device(
         self,
@@ -123,27 +107,27 @@ class Store:
         now: int,
     ) -> Device:
         """Add a device with the addresses that `allocate` picks. `now` is in seconds since the epoch."""
-        with self._change() as connection:
-            _refuse_duplicates(connection, name, key.public_key, limit)
-            taken = {address for (address,) in connection.execute(sa.select(device_address.c.address))}
-            addresses = allocate(taken)
-            row = {"name": name, "enabled": True, "tags": sorted(set(tags)), "pool": pool, "created_at": now}
-            number = connection.execute(device.insert().values(row)).inserted_primary_key[0]  # type: ignore[index]
+        with self._change() as change:
+            _refuse_duplicates(change.connection, name, key.public_key, limit)
+            networks = [
+                ipaddress.ip_network(address) for address in allocate(change.connection.execute(sa.select(allowed_ip.c.network)).scalars())
+            ]
+            row = {"name": name, "enabled": True, "tags": sorted(set(tags)), "pool": pool, "created_at": now, "changed": change.revision}
+            number = change.connection.execute(device.insert().values(row).returning(device.c.id)).scalar_one()
             secret = encode_key(key.preshared_key) if key.preshared_key else None
-            connection.execute(
+            change.execute(
                 device_key.insert().values(device_id=number, public_key=encode_key(key.public_key), preshared_key=secret, state="active")
             )
-            connection.execute(
-                device_address.insert(),
-                [{"device_id": number, "position": position, "address": str(a)} for position, a in enumerate(addresses)],
-            )
-            return _device(connection, name)
+            rows = [{"network": str(network), "device_id": number, "position": position} for position, network in enumerate(networks)]
+            change.connection.execute(allowed_ip.insert(), rows)
+            return read_device(change.connection, name)
 
     def remove_device(self, name: str) -> Device:
-        """Remove a device with its keys and addresses, and say what it was."""
-        with self._change() as connection:
-            removed = _device(connection, name)
-            connection.execute(device.delete().where(device.c.id == removed.id))
+        """Remove a device with its keys and networks, and say what it was."""
+        with self._change() as change:
+            removed = read_device(change.connection, name)
+            change.execute(device.delete().where(device.c.id == removed.id))
+            _remember_removed(change, [removed.id])
             return removed
 
     def enable_device(self, name: str) -> Device:
@@ -152,98 +136,62 @@ class Store:
     def disable_device(self, name: str) -> Device:
         return self._set_enabled(name, False)
 
+    def apply(self, changes: Sequence[PeerChange], *, replace: bool = False, own_key: bytes = b"", pool: str, limit: int, now: int) -> bool:
+        """Change devices by their public keys, in order, all or nothing; whether anything changed.
+
+        `replace`: only devices that are named here stay. `own_key` is the gateway's public key, which is never a device's.
+        New devices go to `pool`; more than `limit` in all raise OperatorError. `now` is in seconds since the epoch.
+        """
+        with self._change() as change:
+            batch = Batch(change.connection, pool, now)
+            batch.apply(changes, replace=replace, own_key=own_key)
+            change.made, removed = batch.write(change.revision, limit)
+            _remember_removed(change, removed)
+            return change.made
+
+    def set_setting(self, key: str, value: str | None) -> None:
+        """Note a value, or with None forget it."""
+        with writing(self._engine) as connection:
+            connection.execute(setting.delete().where(setting.c.key == key))
+            if value is not None:
+                connection.execute(setting.insert().values(key=key, value=value))
+
+    def record_timestamps(self, newest: Mapping[bytes, bytes]) -> None:
+        """The newest TAI64N timestamp received with each public key; one that is recorded never goes back."""
+        rows = [{"of": encode_key(key), "stamp": stamp} for key, stamp in newest.items()]
+        older = sa.or_(device_key.c.newest_timestamp.is_(None), device_key.c.newest_timestamp < sa.bindparam("stamp"))
+        record = device_key.update().where(device_key.c.public_key == sa.bindparam("of"), older)
+        if rows:
+            with writing(self._engine) as connection:
+                connection.execute(record.values(newest_timestamp=sa.bindparam("stamp")), rows)
+
     def _set_enabled(self, name: str, enabled: bool) -> Device:
-        with self._change() as connection:
-            found = _device(connection, name)
-            connection.execute(device.update().where(device.c.id == found.id).values(enabled=enabled))
+        with self._change() as change:
+            found = read_device(change.connection, name)
+            change.execute(device.update().where(device.c.id == found.id).values(enabled=enabled, changed=change.revision))
             return dataclasses.replace(found, enabled=enabled)
 
     @contextmanager
-    def _change(self) -> Iterator[sa.Connection]:
-        """A transaction that holds the write lock from its start and bumps the revision."""
-        with _written_at_once(self._engine) as connection:
-            yield connection
-            connection.execute(revision.update().values(value=revision.c.value + 1))
+    def _change(self) -> Iterator[_Change]:
+        """A transaction that bumps the revision, and wakes who follows it when it is done."""
+        with writing(self._engine) as connection:
+            change = _Change(connection, _revision(connection, lock=True) + 1)
+            yield change
+            if change.made:
+                connection.execute(revision.update().values(value=change.revision))
+        if change.made and self._bell is not None:
+            ring(self._bell)
 
 
 def open_store(url: str, state_dir: Path) -> Store:
     """The store at `url` (sqlite:///FILE, relative to `state_dir`), created or migrated as needed. Raises OperatorError."""
-    database = state_dir / url.removeprefix("sqlite:///")
-    try:
-        _make_private(database)
-    except OSError as error:
-        raise OperatorError(
-            f"cannot create the store {database}: {error.strerror}", "run as root, or choose another gateway.state_dir"
-        ) from None
-    engine = sa.create_engine(f"sqlite:///{database}", json_serializer=json.dumps)
-    sa.event.listen(engine, "connect", _on_connect)
-    sa.event.listen(engine, "begin", _on_begin)
-    try:
-        _migrate(engine, database)
-    except sa.exc.DatabaseError as error:
-        engine.dispose()
-        raise OperatorError(
-            f"cannot use the store {database}: {error.orig}", "restore it from a backup, or move it away to begin anew"
-        ) from None
-    except OperatorError:
-        engine.dispose()
-        raise
-    return Store(engine)
+    return Store(open_database(url, state_dir), state_dir / BELL)
 
 
-def _make_private(database: Path) -> None:
-    """The directory 0700 when it is made here, the file 0600 before SQLite writes to it (its -wal and -shm copy the mode)."""
-    database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if database.parent.stat().st_mode & 0o022:
-        raise OperatorError(f"others may write to {database.parent}", f"chmod 700 {database.parent}")
-    os.close(os.open(database, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-    if database.stat().st_mode & 0o077:
-        raise OperatorError(f"others may read the store {database}", f"chmod 600 {database}")
-
-
-def _on_connect(connection: sqlite3.Connection, _: object) -> None:
-    connection.isolation_level = None  # transactions begin where we say, not where sqlite3 guesses
-    for pragma in (f"busy_timeout = {BUSY_TIMEOUT_MS}", "journal_mode = WAL", "foreign_keys = ON", "secure_delete = ON"):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _on_begin(connection: sa.Connection) -> None:
-    immediate = connection.get_execution_options().get("immediate", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
-
-
-@contextmanager
-def _written_at_once(engine: sa.Engine) -> Iterator[sa.Connection]:
-    try:
-        with engine.connect().execution_options(immediate=True) as connection, connection.begin():
-            yield connection
-    except sa.exc.OperationalError as error:
-        if "locked" not in str(error.orig):
-            raise
-        raise OperatorError(
-            "the store is locked by another process", "try again; if it stays, look for a process that hangs on it"
-        ) from None
-
-
-def _migrate(engine: sa.Engine, database: Path) -> None:
-    """Bring the tables up to SCHEMA. Two processes may try at once: the second finds the work done."""
-    with engine.connect() as connection:
-        if _schema_of(connection) == SCHEMA:
-            return
-    from egressvpn.control import migrations  # alembic takes a third of a second to import
-
-    with _written_at_once(engine) as connection:
-        if not migrations.known(_schema_of(connection)):
-            raise OperatorError(
-                f"the store {database} was written by a newer egressvpn", "upgrade egressvpn, or restore a backup of the store"
-            )
-        migrations.upgrade(connection)
-
-
-def _schema_of(connection: sa.Connection) -> str | None:
-    if not sa.inspect(connection).has_table("alembic_version"):
-        return None
-    return connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+def _revision(connection: sa.Connection, *, lock: bool = False) -> int:
+    """The revision; `lock` holds it until the transaction ends, where the whole database is not locked anyway."""
+    query = sa.select(revision.c.value)
+    return int(connection.execute(query.with_for_update() if lock else query).scalar_one())
 
 
 def _refuse_duplicates(connection: sa.Connection, name: str, public_key: bytes, limit: int) -> None:
@@ -258,32 +206,9 @@ def _refuse_duplicates(connection: sa.Connection, name: str, public_key: bytes, 
         raise OperatorError(f"there are {limit} devices, as many as allowed", "raise wireguard.max_devices, or remove devices")
 
 
-def _device(connection: sa.Connection, name: str) -> Device:
-    found = next(_read(connection, name), None)
-    if found is None:
-        raise OperatorError(f"there is no device named {name}", "`egressvpn peer list` shows the names")
-    return found
-
-
-def _read(connection: sa.Connection, name: str | None = None) -> Iterator[Device]:
-    """Devices with their keys and addresses, in three reads however many there are."""
-    rows = connection.execute(sa.select(device).where(*([] if name is None else [device.c.name == name])).order_by(device.c.id)).all()
-
-    def belonging(table: sa.Table, order: sa.Column[Any]) -> dict[int, list[Any]]:
-        wanted = sa.select(table).order_by(order)
-        wanted = wanted if name is None else wanted.where(table.c.device_id == (rows[0].id if rows else None))
-        grouped: dict[int, list[Any]] = {}
-        for row in connection.execute(wanted):
-            grouped.setdefault(row.device_id, []).append(row)
-        return grouped
-
-    keys, addresses = belonging(device_key, device_key.c.id), belonging(device_address, device_address.c.position)
-    for row in rows:
-        own_keys = tuple(_key(key) for key in keys.get(row.id, ()))
-        own_addresses = tuple(ipaddress.ip_address(own.address) for own in addresses.get(row.id, ()))
-        yield Device(row.id, row.name, row.enabled, tuple(row.tags), row.pool, row.created_at, own_keys, own_addresses)
-
-
-def _key(row: Any) -> DeviceKey:
-    secret = base64.b64decode(row.preshared_key) if row.preshared_key else None
-    return DeviceKey(base64.b64decode(row.public_key), row.state, secret)
+def _remember_removed(change: _Change, ids: Iterable[int]) -> None:
+    """For followers that have yet to hear of it; what is older than REMOVALS_KEPT is forgotten."""
+    rows = [{"device_id": number, "revision": change.revision} for number in ids]
+    if rows:
+        change.connection.execute(removed_device.insert(), rows)
+        change.execute(removed_device.delete().where(removed_device.c.revision <= change.revision - REMOVALS_KEPT))

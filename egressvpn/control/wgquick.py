@@ -214,7 +214,7 @@ def _add_entry(section: _Section, line: str, number: int) -> None:
     if key is None:
         close = difflib.get_close_matches(written.lower(), known, 1)
         mend = f"did you mean {known[close[0]]}?" if close else f"[{section.title}] knows {', '.join(known.values())}"
-        shown = written if written.isalnum() and len(written) <= 32 else "this"  # a key pasted on a line of its own is no name
+        shown = _shown(written) if written.isalnum() else "this"
         raise OperatorError(f"{section.file}, line {number}: {shown} is no key of [{section.title}]", mend)
     entry = _Entry(section.file, number, key, value)
     before = section.entries.setdefault(key, [])
@@ -256,6 +256,11 @@ def _refuse_repeated(section: _Section, peer: PeerSection, peers: dict[bytes, Pe
 # values
 
 
+def _shown(text: str) -> str:
+    """What an error may repeat of the file: not what may be a key, or a part of one, in the wrong place."""
+    return "this" if re.search(r"[A-Za-z0-9+/]{20}", text) else text
+
+
 def _key(entry: _Entry) -> bytes:
     with contextlib.suppress(binascii.Error, ValueError):
         key = base64.b64decode(entry.value, validate=True)
@@ -277,7 +282,7 @@ def _number(entry: _Entry, low: int, high: int, off: bool = False) -> int:
         number = int(entry.value, 16 if hexadecimal else 10)
         if low <= number <= high:
             return number
-    raise entry.refused(f"{entry.value!r} is not in range", f"a number from {low} to {high}" + (", or off" if off else ""))
+    raise entry.refused(f"{_shown(repr(entry.value))} is not in range", f"a number from {low} to {high}" + (", or off" if off else ""))
 
 
 def _table(entry: _Entry) -> int | None:
@@ -290,7 +295,7 @@ def _address(entry: _Entry, item: str) -> IPInterface:
     with contextlib.suppress(ValueError):
         if "%" not in item:
             return ipaddress.ip_interface(item)
-    raise entry.refused(f"{item!r} is no address", "write 192.0.2.1/32 or 2001:db8::1/128")
+    raise entry.refused(f"{_shown(repr(item))} is no address", "write 192.0.2.1/32 or 2001:db8::1/128")
 
 
 def _network(entry: _Entry, item: str) -> IPNetwork:
@@ -298,7 +303,7 @@ def _network(entry: _Entry, item: str) -> IPNetwork:
     with contextlib.suppress(ValueError):
         if "%" not in item:
             return ipaddress.ip_network(item, strict=False)
-    raise entry.refused(f"{item!r} is no network", "write 192.0.2.0/24 or 2001:db8::/32")
+    raise entry.refused(f"{_shown(repr(item))} is no network", "write 192.0.2.0/24 or 2001:db8::/32")
 
 
 def _name_server(entry: _Entry, item: str) -> str:
@@ -306,7 +311,9 @@ def _name_server(entry: _Entry, item: str) -> str:
         return str(ipaddress.ip_address(item))
     if HOST_NAME.fullmatch(item) and not item.replace(".", "").isdigit():
         return item
-    raise entry.refused(f"{item!r} is neither an address nor a search domain", "write 1.1.1.1, 2606:4700:4700::1111 or example.net")
+    raise entry.refused(
+        f"{_shown(repr(item))} is neither an address nor a search domain", "write 1.1.1.1, 2606:4700:4700::1111 or example.net"
+    )
 
 
 def _endpoint(entry: _Entry) -> Endpoint:
@@ -320,4 +327,6 @@ def _endpoint(entry: _Entry) -> Endpoint:
                 return Endpoint(str(address), int(port))
         if not bracketed and HOST_NAME.fullmatch(name) and not name.replace(".", "").isdigit():
             return Endpoint(name, int(port))
-    raise entry.refused(f"{entry.value!r} is no endpoint", "write vpn.example.net:51820, 192.0.2.1:51820 or [2001:db8::1]:51820")
+    raise entry.refused(
+        f"{_shown(repr(entry.value))} is no endpoint", "write vpn.example.net:51820, 192.0.2.1:51820 or [2001:db8::1]:51820"
+    )

@@ -151,7 +151,7 @@ async def test_garbage_on_the_socket_does_no_harm(tmp_path: Path, octets: bytes)
 
 async def test_a_second_gateway_on_the_same_socket_is_refused(tmp_path: Path) -> None:
     async with serving(configuration(tmp_path), FixedGateway()) as client:
-        with pytest.raises(OperatorError, match="another gateway answers on"), unix_socket(tmp_path / "api.sock"):
+        with pytest.raises(OperatorError, match="another process answers on"), unix_socket(tmp_path / "api.sock"):
             pass
         assert (await client.get("/livez")).status_code == 200
 

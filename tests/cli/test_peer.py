@@ -3,6 +3,7 @@
 import configparser
 import io
 import stat
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from egressvpn.cli import peer
 from egressvpn.control.config import load, load_private_key
 from egressvpn.control.keys import decode_key, encode_key, public_key_of
+from egressvpn.control.store import PeerChange, open_store
 from tests.cli.conftest import Run, read_json
 
 KEY = encode_key(bytes(range(1, 33)))
@@ -130,11 +132,31 @@ def test_list_shows_devices_in_table_and_json_whichever_side_the_option_is_on(ru
     run("peer", "add", "phone", "--tag", "b", "--tag", "a")
     run("peer", "add", "tv")
     table = run("peer", "list").stdout.splitlines()
-    assert table[0].split() == ["NAME", "ENABLED", "ADDRESSES", "POOL", "TAGS", "PUBLIC", "KEY"]
-    assert table[1].startswith("phone  yes      100.64.0.2, fd64::2  default  a, b")
+    assert table[0].split() == ["NAME", "ENABLED", "ALLOWED", "IPS", "ENDPOINT", "POOL", "TAGS", "PUBLIC", "KEY"]
+    assert table[1].startswith("phone  yes      100.64.0.2, fd64::2  –         default  a, b")
     before, after = run("-o", "json", "peer", "list"), run("peer", "list", "-o", "json")
     assert before.stdout == after.stdout
     assert [(item["name"], item["tags"]) for item in read_json(after)["items"]] == [("phone", ["a", "b"]), ("tv", [])]
+
+
+def test_what_a_tool_has_set_is_shown(run: Run, home: Path) -> None:
+    run("peer", "add", "phone", "--public-key", KEY)
+    networks = tuple((True, ip_network(f"10.{number}.0.0/16")) for number in range(20))
+    config = load(home / "gateway.toml")
+    with open_store(config.store.url, config.state_dir) as store:
+        change = PeerChange(bytes(range(1, 33)), endpoint="192.0.2.7:9", persistent_keepalive=25, allowed_ips=networks)
+        store.apply([change, PeerChange(b"x" * 32)], pool="default", limit=9, now=0)
+    listed = run("peer", "list").stdout
+    assert (
+        "100.64.0.2, fd64::2, 10.0.0.0/16, 10.1.0.0/16, 10.2.0.0/16, 10.3.0.0/16, 10.4.0.0/16, 10.5.0.0/16, and 14 more  192.0.2.7:9"
+        in listed
+    )
+    assert "wg-7878787878787878  yes" in listed
+    shown = read_json(run("peer", "show", "phone", "-o", "json"))
+    assert shown["addresses"] == ["100.64.0.2/32", "fd64::2/128"]
+    assert (len(shown["allowed_ips"]), shown["allowed_ips"][-1]) == (22, "10.19.0.0/16")
+    assert (shown["endpoint"], shown["persistent_keepalive"]) == ("192.0.2.7:9", 25)
+    assert "192.0.2.7:9" in run("peer", "show", "phone").stdout
 
 
 def test_an_empty_list_says_what_to_do_on_stderr(run: Run) -> None:

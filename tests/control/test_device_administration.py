@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from egressvpn.addresses import IPNetwork
 from egressvpn.control import devices
 from egressvpn.control.config import parse
 from egressvpn.control.devices import ClientConfiguration
 from egressvpn.control.keys import encode_key, new_private_key, public_key_of
 from egressvpn.control.schema import Config
-from egressvpn.control.store import DeviceKey, open_store
+from egressvpn.control.store import DeviceKey, PeerChange, open_store
 from egressvpn.errors import OperatorError
 
 TEXT = """
@@ -42,21 +43,40 @@ def test_the_first_host_address_is_the_gateways_and_the_second_the_first_devices
 
 
 def test_the_lowest_free_address_is_taken(config: Config) -> None:
-    taken = {"100.64.0.2", "100.64.0.4", "fd64::2", "fd64::3"}
+    taken = {"100.64.0.2/32", "100.64.0.4/32", "fd64::2/128", "fd64::3/128"}
     assert [str(address) for address in devices.allocate(config.tunnel.networks, taken)] == ["100.64.0.3", "fd64::4"]
 
 
 def test_a_full_network_is_refused(config: Config) -> None:
-    taken = {f"100.64.0.{number}" for number in range(2, 7)}
+    taken = {f"100.64.0.{number}/32" for number in range(2, 7)}
     with pytest.raises(OperatorError, match=r"every address of 100.64.0.0/29 is in use; add a network"):
         devices.allocate(config.tunnel.networks, taken)
 
 
-@given(st.integers(24, 30), st.sets(st.integers(0, 255)))
-def test_allocation_agrees_with_a_linear_scan(length: int, taken: set[int]) -> None:
+def test_a_new_device_gets_no_address_of_a_network_that_is_anothers(config: Config) -> None:
+    taken = {"100.64.0.0/30", "fd64::/72", "10.0.0.0/8", "fd65::/16"}
+    assert [str(address) for address in devices.allocate(config.tunnel.networks, taken)] == ["100.64.0.4", "fd64::100:0:0:0"]
+
+
+def test_a_way_out_that_holds_the_whole_tunnel_network_does_not_count(config: Config) -> None:
+    taken = {"0.0.0.0/0", "100.64.0.0/10", "100.64.0.0/29", "::/0", "100.64.0.2/32"}
+    assert [str(address) for address in devices.allocate(config.tunnel.networks, taken)] == ["100.64.0.3", "fd64::2"]
+
+
+TAKEN = st.one_of(
+    st.tuples(st.integers(0, 255), st.integers(25, 32)).map(
+        lambda drawn: ipaddress.ip_network((f"10.0.0.{drawn[0]}", drawn[1]), strict=False)
+    ),
+    st.sampled_from([ipaddress.ip_network(n) for n in ("10.0.0.0/8", "10.0.1.0/24", "0.0.0.0/0", "::/0", "fd64::/64")]),
+)
+
+
+@given(st.integers(24, 30), st.sets(TAKEN))
+def test_allocation_agrees_with_a_linear_scan(length: int, taken: set[IPNetwork]) -> None:
     network = ipaddress.ip_network(f"10.0.0.0/{length}")
-    texts = {f"10.0.0.{number}" for number in taken}
-    free = [host for host in list(network.hosts())[1:] if str(host) not in texts]
+    counted = [n for n in taken if n.version == 4 and not network.subnet_of(n)]  # type: ignore[arg-type]
+    free = [host for host in list(network.hosts())[1:] if not any(host in n for n in counted)]
+    texts = {str(n) for n in taken}
     if free:
         assert devices.allocate([network], texts) == free[:1]
     else:
@@ -133,6 +153,14 @@ def test_the_clients_file_has_everything_wg_quick_needs(config: Config) -> None:
         "AllowedIPs": "0.0.0.0/0, ::/0",
         "PersistentKeepalive": "25",
     }
+
+
+def test_a_device_without_an_address_of_its_own_gets_a_file_without_one(config: Config) -> None:
+    with open_store(config.store.url, config.path.parent) as store:
+        change = PeerChange(b"p" * 32, allowed_ips=((True, ipaddress.ip_network("10.0.0.0/8")),))
+        store.apply([change], pool="default", limit=9, now=0)
+        (device,) = store.devices()
+    assert "Address" not in ClientConfiguration(device, config, b"g" * 32, None).wg_quick()
 
 
 def test_without_the_private_key_the_file_says_where_it_goes(config: Config) -> None:

@@ -6,14 +6,15 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
 from egressvpn.control import migrations
-from egressvpn.control.store import SCHEMA, Device, DeviceKey, Store, open_store
+from egressvpn.control import store as store_module
+from egressvpn.control.store import BEGINNING, SCHEMA, Changes, Device, DeviceKey, Store, open_store
 from egressvpn.control.tables import metadata
 from egressvpn.errors import OperatorError
 
@@ -103,13 +104,63 @@ def test_every_change_bumps_the_revision_and_no_refusal_does(store: Store) -> No
     assert store.revision() == 3
 
 
-def test_a_snapshot_is_the_revision_and_its_devices(store: Store) -> None:
-    added = add(store, "phone")
-    assert store.snapshot() == (1, [added])
+def test_the_feed_tells_only_what_changed_after_a_revision(store: Store) -> None:
+    phone, tv = add(store, "phone", 1), add(store, "tv", 2)
+    assert store.changes_since(BEGINNING) == Changes(2, [phone, tv], complete=True)
+    assert store.changes_since(1) == Changes(2, [tv])
+    assert store.changes_since(2) == Changes(2, [])
+    store.remove_device("phone")
+    disabled = store.disable_device("tv")
+    assert store.changes_since(2) == Changes(4, [disabled], frozenset({phone.id}))
+    assert store.changes_since(3) == Changes(4, [disabled])
+
+
+def test_a_follower_too_far_behind_or_of_another_store_is_told_everything(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "REMOVALS_KEPT", 2)
+    phone = add(store, "phone", 1)
+    for number in range(2, 5):
+        add(store, "tv", number)
+        store.remove_device("tv")
+    assert store.revision() == 7
+    assert store.changes_since(4) == Changes(7, [phone], complete=True)
+    assert store.changes_since(5) == Changes(7, [], frozenset({4}))
+    assert store.changes_since(8) == Changes(7, [phone], complete=True)  # the store was restored from a backup
+
+
+def test_removals_are_not_remembered_for_ever(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "REMOVALS_KEPT", 10)
+    for _ in range(20):
+        add(store, "tv")
+        store.remove_device("tv")
+    database = sqlite3.connect(tmp_path / "state" / "egressvpn.db")
+    assert database.execute("SELECT count(*) FROM removed_device").fetchone() == (5,)
+    database.close()
+
+
+def test_settings_are_kept_and_forgotten_without_a_new_revision(store: Store, tmp_path: Path) -> None:
+    assert store.setting("listen_port") is None
+    store.set_setting("listen_port", "51821")
+    store.set_setting("listen_port", "51822")
+    with open_store(URL, tmp_path / "state") as other:
+        assert other.setting("listen_port") == "51822"
+    store.set_setting("listen_port", None)
+    store.set_setting("fwmark", None)
+    assert (store.setting("listen_port"), store.revision()) == (None, 0)
+
+
+def test_a_recorded_timestamp_never_goes_back_and_is_no_news(store: Store) -> None:
+    key = add(store, "phone").public_key
+    for stamp in (b"b" * 12, b"a" * 12, b"b" * 12):
+        store.record_timestamps({key: stamp, b"unknown" * 4: stamp})
+        assert store.device("phone").key.newest_timestamp == b"b" * 12
+    store.record_timestamps({key: b"c" * 12})
+    store.record_timestamps({})
+    assert store.device("phone").key.newest_timestamp == b"c" * 12
+    assert store.revision() == 1
 
 
 def test_an_allocation_that_fails_leaves_no_device(store: Store) -> None:
-    def exhausted(_: set[str]) -> list[ipaddress.IPv4Address]:
+    def exhausted(_: Iterable[str]) -> list[ipaddress.IPv4Address]:
         raise OperatorError("full")
 
     with pytest.raises(OperatorError, match="full"):
@@ -244,6 +295,6 @@ def test_a_store_that_cannot_be_read_is_an_error_for_the_operator(tmp_path: Path
     with open_store("sqlite:///devices.db", tmp_path) as store:
         store.close()
         (tmp_path / "devices.db").write_bytes(b"no database at all" * 400)
-        for read in (store.revision, store.snapshot):
+        for read in (store.revision, store.devices, lambda: store.changes_since(BEGINNING), lambda: store.setting("x")):
             with pytest.raises(OperatorError, match="cannot be read"):
                 read()

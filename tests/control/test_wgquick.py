@@ -279,3 +279,14 @@ def test_any_text_is_read_or_refused_and_nothing_else(text: str) -> None:
     except OperatorError:
         return
     assert parse(render(parsed)) == parsed
+
+
+@pytest.mark.parametrize(
+    "line", ["{half} = x", "MTU = {key}", "Address = {key}", "DNS = {key}", "Endpoint = {key}", "Table = {half}", "ListenPort = {key}"]
+)
+def test_a_key_in_the_wrong_place_is_not_repeated_in_the_error(line: str) -> None:
+    """Mail programs break long lines, and people paste into the wrong one."""
+    with pytest.raises(OperatorError) as caught:
+        parse(f"[Interface]\n{line.format(key=KEY64, half=KEY64[20:43])}\n")
+    assert KEY64[20:40] not in str(caught.value)
+    assert KEY64[:20] not in str(caught.value)

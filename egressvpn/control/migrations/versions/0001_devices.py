@@ -27,7 +27,14 @@ def upgrade() -> None:
         sa.Column("state", sa.Text, nullable=False),
         sa.CheckConstraint("state IN ('pending', 'active', 'retiring', 'revoked')", name="device_key_state"),
     )
-    op.create_index("device_key_one_active", "device_key", ["device_id"], unique=True, sqlite_where=sa.text("state = 'active'"))
+    op.create_index(
+        "device_key_one_active",
+        "device_key",
+        ["device_id"],
+        unique=True,
+        sqlite_where=sa.text("state = 'active'"),
+        postgresql_where=sa.text("state = 'active'"),
+    )
     op.create_table(
         "device_address",
         sa.Column("address", sa.Text, primary_key=True),
