@@ -5,13 +5,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 # What the lab, the bench and the tests call. wireguard-tools' recommends pull a kernel: hence --no-install-recommends.
-PACKAGES := wireguard-tools wireguard-go nftables iproute2 iperf3 iputils-ping traceroute bind9-dnsutils curl tcpdump procps
+PACKAGES := wireguard-tools wireguard-go nftables iproute2 iperf3 iputils-ping traceroute bind9-dnsutils curl tcpdump procps tshark
 
 # The suites that run a second time with every kernel interpreted (those that exist).
-INTERPRETED := $(wildcard tests/test_prefixes.py tests/packet tests/nat tests/policy tests/wireguard tests/dataplane)
+INTERPRETED := $(wildcard tests/test_prefixes.py tests/packet tests/nat tests/policy tests/wireguard tests/dataplane tests/fuzz)
+
+# Coverage-guided fuzzing: which targets (all that have a corpus), and how long each.
+FUZZ ?= $(notdir $(wildcard tests/fuzz/corpus/*))
+FUZZ_SECONDS ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages lint types layers check test demo bench docs format clean
+.PHONY: help setup packages lint types layers check test fuzz demo bench docs format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +54,14 @@ ifneq ($(INTERPRETED),)
 endif
 	$(BIN)/pytest
 
+fuzz: .venv/.installed ## look for inputs that break a parser, 300 s each; FUZZ="headers nat" FUZZ_SECONDS=60 chooses
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	@mkdir -p .fuzz; failed=; for target in $(FUZZ); do \
+		$(BIN)/python -m tests.fuzz $$target .fuzz/$$target -max_total_time=$(FUZZ_SECONDS) >.fuzz/$$target.log 2>&1 || failed="$$failed $$target"; \
+		printf '%-26s %s\n' $$target "$$(grep -aE '^#[0-9]+' .fuzz/$$target.log | tail -1)"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "failed, see .fuzz/TARGET.log and the input beside it:$$failed" >&2; exit 1; fi
+
 demo: setup ## clients reach the Internet through the gateway, in network namespaces; shows what happened
 	@$(MAKE) --no-print-directory -C netns-lab demo
 
@@ -65,5 +77,5 @@ format: .venv/.installed ## let ruff format and mend what it can
 
 clean: ## remove what make built here (and any lab left standing)
 	@if [ -d /run/egressvpn-lab ] && [ -x $(BIN)/python ]; then $(MAKE) --no-print-directory -C netns-lab down; fi
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist bench/results.json
+	rm -rf .venv .fuzz .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist bench/results.json
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
