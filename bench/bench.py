@@ -21,6 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "netns-lab"))
 
 import click
+import fleet
 import traffic
 from clients import ReferenceClient, WireGuardGo
 from gateways import Egress, Gateway, Peer
@@ -62,6 +63,13 @@ METRICS = (
     Metric("startup", "start to ready, s", 2),
     Metric("idle_percent", "idle CPU with 2 clients, %", 2),
     Metric("memory_mb", "resident memory of all processes, MB", 0),
+    Metric("handshakes_core", "handshakes answered per second and core, 10 000 devices", 0, "≥ 1500 by itself"),
+    Metric("handshake_p50", "answer to a handshake, idle, p50, ms", 2),
+    Metric("handshake_p99", "answer to a handshake, idle, p99, ms", 2, "≤ 5 ms by itself"),
+    Metric("fleet_startup", "start with 10 000 devices, s", 2, "≤ 5 s by itself"),
+    Metric("fleet_added", "a device added to 10 000, until its handshake is answered, ms", 1, "≤ 50 ms by itself"),
+    Metric("fleet_removed", "a device removed from 10 000, until its last ping, ms", 1, "≤ 50 ms by itself"),
+    Metric("fleet_udp64", "UDP of 64 B with 10 000 devices, kpps per core", 1, "flat"),
 )
 
 
@@ -73,6 +81,7 @@ class Bench:
     seconds: int
     client: str
     pace: int
+    devices: fleet.Devices
 
     def measure(self, gateway: Gateway) -> dict[str, float]:
         """Every figure of METRICS for one start of the gateway."""
@@ -100,6 +109,22 @@ class Bench:
             self.lab.processes.stop(name)
         gateway.stop()
         return result
+
+    def measure_fleet(self, gateway: Gateway, result: dict[str, float]) -> None:
+        """The rows with many devices."""
+        files = gateway.prepare(2)
+        result["fleet_startup"] = fleet.start(self.lab, gateway, self.devices)
+        fleet.measure(self.lab, gateway, self.devices, result)
+        self._with_client(files[0], single=True)
+        traffic.first_answer(self.lab, self.lab.client(1), INTERNET4[0])
+        self._udp(gateway, "fleet_udp64", 64, result)
+        self.lab.processes.stop("client1")
+        second = WireGuardGo(self.lab, 2, files[1])
+        second.start()
+        traffic.first_answer(self.lab, second.namespace, INTERNET4[0])
+        result["fleet_removed"] = fleet.removed(self.lab, gateway, second)
+        second.stop()
+        gateway.stop()
 
     def _with_client(self, quick: Any, single: bool) -> None:
         if self.client == "reference":
@@ -194,6 +219,7 @@ def rounds_of(bench: Bench, count: int, makers: tuple[Callable[[], Gateway], ...
         for mine, make in zip(results, makers, strict=True):
             gateway = make()
             mine.append(bench.measure(gateway))
+            bench.measure_fleet(make(), mine[-1])
             shown = ", ".join(f"{m.key} {mine[-1][m.key]:.{m.digits}f}" for m in METRICS)
             click.echo(f"round {number} of {count}, {gateway.title}: {shown}")
     return results
@@ -223,7 +249,7 @@ def main(rounds: int, seconds: int, client: str, pace: int, docs: bool) -> None:
         _compile(lab)
         fresh = itertools.count(1)
         makers = (lambda: Egress(lab, f"gateway{next(fresh)}"), lambda: Peer(lab, binary))
-        ours, peers = rounds_of(Bench(lab, seconds, client, pace), rounds, makers)
+        ours, peers = rounds_of(Bench(lab, seconds, client, pace, fleet.Devices.make(fleet.DEVICES)), rounds, makers)
     finally:
         lab.down()
     version = run([binary, "--version"]).stdout.split()[1]

@@ -71,22 +71,27 @@ def handshakes(lab: Lab, gateway: Gateway, keys: list[str], at_once: int, pause:
     return report
 
 
-def measure(lab: Lab, gateway: Gateway, result: dict[str, float]) -> None:
-    """Fleet rows for a prepared gateway that does not run; it runs afterwards, with one real client (client 2) connected."""
-    devices = Devices.make(DEVICES)
-    gateway.start()
-    begun = time.monotonic()
-    addconf(lab, gateway, devices.conf)
-    result["fleet_configure"] = time.monotonic() - begun
-    if isinstance(gateway, Egress):  # the peer keeps nothing: nothing to start with
+def start(lab: Lab, gateway: Gateway, devices: Devices) -> float:
+    """Start a prepared gateway with its devices; how long it took."""
+    if isinstance(gateway, Egress):  # keeps what wg told it
+        gateway.start()
+        addconf(lab, gateway, devices.conf)
         gateway.stop()
-        result["fleet_startup"] = gateway.start()
+        return gateway.start()
+    begun = time.monotonic()
+    gateway.start()
+    addconf(lab, gateway, devices.conf)
+    return time.monotonic() - begun
+
+
+def measure(lab: Lab, gateway: Gateway, devices: Devices, result: dict[str, float]) -> None:
+    """Handshakes and changes on a running gateway with many devices."""
     alone = handshakes(lab, gateway, devices.private[-ALONE:], 1, PAUSE)
     result["handshake_p50"], result["handshake_p99"] = alone["p50"], alone["p99"]
     many = handshakes(lab, gateway, devices.private[:COUNT], AT_ONCE, 0)
-    result["handshakes_second"] = many["handshakes"] / many["seconds"]
     result["handshakes_core"] = many["handshakes"] / many["cpu"]
-    result["device_added"] = statistics.median(_added(lab, gateway, number) for number in range(CHANGES))
+    result["handshakes_second"] = many["handshakes"] / many["seconds"]
+    result["fleet_added"] = statistics.median(_added(lab, gateway, number) for number in range(CHANGES))
 
 
 def _added(lab: Lab, gateway: Gateway, number: int) -> float:
@@ -100,14 +105,16 @@ def _added(lab: Lab, gateway: Gateway, number: int) -> float:
     return (set_at + report["seconds"]) * 1000
 
 
-def removed(lab: Lab, gateway: Gateway, client: WireGuardGo, public_key: str) -> float:
-    """Milliseconds from just before `wg set … remove` to the last ping that the removed device had answered."""
-    lab.run(client.namespace, "ping", "-n", "-c", "1", "-W", "5", INTERNET4[0])
+def removed(lab: Lab, gateway: Gateway, client: WireGuardGo) -> float:
+    """Milliseconds from just before `wg set … remove` to the last ping of the device that was answered."""
+    key = re.search(r"(?m)^PrivateKey = (.*)$", client.quick.text)
+    assert key
+    public = base64.b64encode(public_of(base64.b64decode(key[1]))).decode()
     argv = lab.inside(client.namespace, "ping", "-n", "-D", "-i", "0.002", "-c", "700", "-W", "1", INTERNET4[0])
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as pinging:
         time.sleep(0.5)
         begun = time.time()
-        lab.run(lab.gateway, "wg", "set", gateway.interface, "peer", public_key, "remove")
+        lab.run(lab.gateway, "wg", "set", gateway.interface, "peer", public, "remove")
         answers = [float(at) for at in re.findall(r"\[([0-9.]+)\] \d+ bytes from", pinging.communicate(timeout=30)[0])]
     late = [at - begun for at in answers if at > begun]
     return max(late, default=0.0) * 1000

@@ -35,6 +35,7 @@ class Gateway(Protocol):
     """What the demo, the bench and the tests need of a gateway."""
 
     title: str
+    interface: str  # what wg calls it
     pid: int
 
     def prepare(self, clients: int) -> list[QuickFile]: ...
@@ -46,6 +47,7 @@ class Egress:
     """egressvpn, from `init` to SIGTERM."""
 
     title = "egressvpn"
+    interface = "egress0"
 
     def __init__(self, lab: Lab, name: str = "gateway") -> None:
         self.lab = lab
@@ -124,6 +126,8 @@ class Egress:
 
 class Peer:
     """wireguard-go as the gateway, the kernel's conntrack as its NAT."""
+
+    interface = DEVICE
 
     def __init__(self, lab: Lab, binary: str = "wireguard-go") -> None:
         self.lab = lab
