@@ -36,12 +36,12 @@ class Flood:
         self.name = name
         self.address = f"192.0.2.{10 + number}"
 
-    def start(self, mode: str, public_key: str, seconds: float, pace: int) -> None:
-        """Returns when it has begun."""
+    def start(self, mode: str, public_key: str, seconds: float, pace: int, sources: str = flood.SOURCES) -> None:
+        """Returns when it has begun. `sources` are part of flood.SOURCES."""
         if mode == "spoofed":
             self.lab.ip(self.lab.gateway, f"route replace {flood.SOURCES} via {self.address}")
         script = str(Path(flood.__file__))
-        argv = [sys.executable, script, mode, public_key, GATEWAY4, str(WIREGUARD_PORT), str(seconds), str(pace)]
+        argv = [sys.executable, script, mode, public_key, GATEWAY4, str(WIREGUARD_PORT), str(seconds), str(pace), sources]
         self.lab.start(self.name, self.namespace, *argv)
         deadline = time.monotonic() + STARTED
         while "begun" not in self.lab.processes.output(self.name):
@@ -104,6 +104,7 @@ class Outcome:
 def besiege(lab: Lab, gateway: Egress, established: WireGuardGo, newcomer: WireGuardGo, seconds: int, pace: int, rate: str) -> Outcome:
     """A flow through the established client's tunnel before and during a flood, and a newcomer in the midst of it."""
     attack = Flood(lab, lab.clients)
+    lab.sysctl(lab.access, **{"net__bridge__bridge-nf-call-iptables": 0})  # its switch is no packet filter
     traffic.first_answer(lab, established.namespace, INTERNET4[0])
     before = flow(lab, established.namespace, seconds, rate)
     memory, drops = memory_bytes(gateway.pid), gateway.drops()

@@ -181,7 +181,7 @@ def _key(value: str) -> bytes:
 
 
 def _number(value: str, highest: int) -> int:
-    if not (value.isascii() and value.isdigit() and len(value) <= 20 and int(value) <= highest):
+    if not (value.isdigit() and len(value) <= 20 and int(value) <= highest):
         raise ValueError("not a number of that size")
     return int(value)
 

@@ -141,6 +141,8 @@ class ControlServer:
 
     async def _change(self, request: Set) -> tuple[int | None, str]:
         """Carry out a part; its answer and the reason."""
+        if not (request.settings or request.peers or request.replace_peers):
+            return request.code, request.why
         try:
             async with self._changing:
                 for setting in request.settings:

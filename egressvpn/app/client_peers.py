@@ -77,7 +77,7 @@ class ClientPeers:
         else:
             removed = interface.change_private_key(key)
             for peer in [peer for peer in self._peers.values() if peer.slot in removed]:
-                self._remove(peer)
+                await self._remove(peer)
         self._tunnel.set_identities()
         self._tunnel.flush()
         await self._tunnel.settled()
@@ -105,7 +105,7 @@ class ClientPeers:
     async def change_peers(self, changes: Sequence[PeerChange], *, replace: bool) -> None:
         if replace:
             for peer in list(self._peers.values()):
-                self._remove(peer)
+                await self._remove(peer)
         for change in changes:
             if change.public_key != self._tunnel.interface.public_key:  # wg(8): an interface is not a peer of itself
                 await self._change(change)
@@ -122,7 +122,7 @@ class ClientPeers:
         peer = self._peers.get(change.public_key)
         if change.remove:
             if peer is not None:
-                self._remove(peer)
+                await self._remove(peer)
             return
         if peer is None and change.update_only:
             return
@@ -155,18 +155,20 @@ class ClientPeers:
             interval = peer.persistent_keepalive * NANOSECOND
             self._tunnel.command(pack_command(Command.SET_DEVICE, peer.slot, state=ENABLED, internal4=-1, persistent_interval=interval))
 
-    def _remove(self, peer: _Peer) -> None:
+    async def _remove(self, peer: _Peer) -> None:
         del self._peers[peer.public_key]
-        for network in peer.allowed_ips:
-            del self._owner[network]
         self._tunnel.interface.remove_peer(peer.slot)
         self._tunnel.send(Command.REMOVE_DEVICE, peer.slot)
+        for piece in _pieces(peer.allowed_ips):
+            for network in piece:
+                del self._owner[network]
+            await trio.lowlevel.checkpoint()
         self._free.append(peer.slot)
 
     async def _change_allowed_ips(self, peer: _Peer, change: PeerChange) -> None:
         if change.replace_allowed_ips:  # what stays is never away
-            wanted = {network for adding, network in change.allowed_ips if adding}
-            await self._give_and_take(peer, [(False, network) for network in peer.allowed_ips if network not in wanted])
+            stale = await trio.to_thread.run_sync(_stale, tuple(peer.allowed_ips), change)
+            await self._give_and_take(peer, [(False, network) for network in stale])
         await self._give_and_take(peer, change.allowed_ips)
 
     async def _give_and_take(self, peer: _Peer, changes: Sequence[tuple[bool, IPNetwork]]) -> None:
@@ -196,6 +198,12 @@ def _pieces(networks: Iterable[IPNetwork]) -> Iterator[tuple[IPNetwork, ...]]:
     remaining = iter(networks)
     while piece := tuple(itertools.islice(remaining, PIECE)):
         yield piece
+
+
+def _stale(held: Sequence[IPNetwork], change: PeerChange) -> list[IPNetwork]:
+    """Those of a peer's networks that the change does not name."""
+    wanted = {network for adding, network in change.allowed_ips if adding}
+    return [network for network in held if network not in wanted]
 
 
 def _path(endpoint: str) -> Path:

@@ -5,7 +5,7 @@ endpoint do: sessions and flows stay. Work is done for what changed alone, so a 
 """
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Final
@@ -18,7 +18,7 @@ from egressvpn.addresses import IPNetwork, Path, pack_sockaddr, words
 from egressvpn.app.egress import external4, external6, pool_addresses
 from egressvpn.control.devices import gateway_address
 from egressvpn.control.schema import Config
-from egressvpn.control.store import BEGINNING, Changes, Device, Store
+from egressvpn.control.store import BEGINNING, Device, Store
 from egressvpn.control.tunnel import NANOSECOND, Tunnel
 from egressvpn.control.wake import BELL, Bell
 from egressvpn.dataplane.channel import Command, pack_command
@@ -36,8 +36,6 @@ TIMESTAMP_INTERVAL: Final = 60.0  # s between two recordings: as much of the pas
 OPEN_INTERVAL: Final = 0.002  # s between two looks whether the worker has opened
 AT_ONCE: Final = 1000  # networks handed to the worker before other tasks have their turn; a device counts as one
 
-Moves = tuple[list[IPNetwork], list[IPNetwork]]  # networks lost and gained
-
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -48,6 +46,26 @@ class Member:
     pool_slot: int  # its external IPv4 address in the worker's table of pool addresses; 0: none
     external4: IPv4Address | None
     external6: IPv6Address | None
+
+
+@dataclass(frozen=True, slots=True)
+class _News:
+    """A device as it is, and what that means for the data path."""
+
+    device: Device
+    address4: int  # its first tunnel addresses; -1: none
+    address6: tuple[int, int]
+    lost: list[IPNetwork]
+    gained: list[IPNetwork]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """The way from one revision of the store to another."""
+
+    revision: int
+    gone: Collection[int]  # ids of devices
+    news: list[_News]
 
 
 class Fleet:
@@ -184,25 +202,36 @@ class Fleet:
         async with self._following:
             if await trio.to_thread.run_sync(self._store.revision) == self._revision:
                 return
-            changes, moves = await trio.to_thread.run_sync(self._changes)
+            plan = await trio.to_thread.run_sync(self._read)
             with trio.CancelScope(shield=True):  # a device is never left half done
-                await self._apply(changes, moves)
-            self._revision = changes.revision
+                await self._carry_out(plan)
+            self._revision = plan.revision
 
-    def _changes(self) -> tuple[Changes, dict[int, Moves]]:
-        """In a thread: a device may have a hundred thousand networks, which take their time to be read and compared."""
+    def _read(self) -> _Plan:
+        """What is to be done, found out in a thread: a device may have a hundred thousand networks."""
         changes = self._store.changes_since(self._revision)
-        return changes, {device.id: _moves(self.by_id.get(device.id), device) for device in changes.devices}
-
-    async def _apply(self, changes: Changes, moves: dict[int, Moves]) -> None:
         told = {device.id: device for device in changes.devices}
         gone = {*self.by_id, *self._outside} - told.keys() if changes.complete else changes.removed_ids
-        for number in gone:
+        waiting = [device for number, device in self._outside.items() if number not in told and number not in gone]
+        return _Plan(changes.revision, gone, [self._news(device) for device in (*told.values(), *waiting)])
+
+    def _news(self, device: Device) -> _News:
+        known = self.by_id.get(device.id)
+        before = () if known is None or known.device.pool != device.pool else known.device.allowed_ips
+        addresses = device.addresses
+        address4 = next((int(address) for address in addresses if address.version == 4), -1)
+        address6 = next((words(address) for address in addresses if address.version == 6), (0, 0))
+        if before in ((), device.allowed_ips):
+            return _News(device, address4, address6, [], [] if before else list(device.allowed_ips))
+        had, has = set(before), set(device.allowed_ips)
+        return _News(device, address4, address6, list(had - has), [network for network in device.allowed_ips if network not in had])
+
+    async def _carry_out(self, plan: _Plan) -> None:
+        for number in plan.gone:
             self._forget(number)
-        devices = [*told.values(), *(device for number, device in self._outside.items() if number not in told)]
         work = 0
-        for device in devices:
-            for steps in self._bring(device, moves.get(device.id)):
+        for news in plan.news:
+            for steps in self._bring(news):
                 work += steps
                 if work >= AT_ONCE:
                     work = 0
@@ -218,8 +247,9 @@ class Fleet:
         if number in self.by_id:
             self._remove(self.by_id[number])
 
-    def _bring(self, device: Device, moves: Moves | None) -> Iterator[int]:
+    def _bring(self, news: _News) -> Iterator[int]:
         """Make the data path have a device as it is; after each step, how much that was."""
+        device = news.device
         known = self.by_id.get(device.id)
         self.left_out.pop(device.name if known is None else known.device.name, None)
         if known is not None and known.device.pool != device.pool:  # another external address: nothing of the old may go on
@@ -229,19 +259,18 @@ class Fleet:
         if member is None:
             self._outside[device.id] = device
             return
-        lost, gained = _moves(None, device) if known is None or moves is None else moves
         if known is not None and (known.device.name, known.device.public_key) != (device.name, device.public_key):
             self._unlist(known)
         self._outside.pop(device.id, None)
         self.members[device.name] = self.by_id[device.id] = self.by_key[device.public_key] = self.by_slot[member.slot] = member
         self._admit(member)
-        self._send_device(member)
+        self._send_device(member, news)
         self._send_path(member, "" if known is None else known.device.endpoint)
         yield 1
-        for part in _parts(lost):
+        for part in _parts(news.lost):
             self._tunnel.remove_prefixes(member.slot, part)
             yield len(part)
-        for part in _parts(gained):
+        for part in _parts(news.gained):
             self._tunnel.add_prefixes(member.slot, part)
             yield len(part)
 
@@ -303,17 +332,15 @@ class Fleet:
 
     # telling the worker
 
-    def _send_device(self, member: Member) -> None:
-        internal = member.device.addresses
-        internal4 = next((int(address) for address in internal if address.version == 4), -1)
-        high, low = next((words(address) for address in internal if address.version == 6), (0, 0))
+    def _send_device(self, member: Member, news: _News) -> None:
+        high, low = news.address6
         external_high, external_low = (0, 0) if member.external6 is None else words(member.external6)
         self._tunnel.command(
             pack_command(
                 Command.SET_DEVICE,
                 member.slot,
                 state=ENABLED if member.device.enabled else DISABLED,
-                internal4=internal4,
+                internal4=news.address4,
                 internal6_hi=high,
                 internal6_lo=low,
                 external4=member.pool_slot,
@@ -341,15 +368,6 @@ class Fleet:
     def _deny(self, prefix: IPNetwork) -> None:
         high, low = words(prefix.network_address)
         self._tunnel.command(pack_command(Command.ADD_DENIED, version=prefix.version, high=high, low=low, prefix_length=prefix.prefixlen))
-
-
-def _moves(known: Member | None, device: Device) -> Moves:
-    """What a device has lost and gained since it was known."""
-    before, after = () if known is None else known.device.allowed_ips, device.allowed_ips
-    if before == after or not before:
-        return [], [] if before else list(after)
-    held, wanted = set(before), set(after)
-    return [network for network in before if network not in wanted], [network for network in after if network not in held]
 
 
 def _parts(networks: list[IPNetwork]) -> Iterator[list[IPNetwork]]:

@@ -1,7 +1,7 @@
 """Where compiled kernels are kept: one directory per content of the sources, so that a change anywhere is noticed.
 
-numba's own cache looks only at the file a kernel stands in, and links what that kernel calls; so the directory's name is
-a hash of every source file, the libraries and the processor.
+numba's own cache looks only at the file a kernel stands in (its path, time and size), and links what that kernel calls; so the
+directory's name is a hash of every source file and where it is, the libraries and the processor.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from typing import Final
 
 PACKAGE = Path(__file__).parent.parent
 KERNEL_LAYERS = ("packet", "nat", "policy", "wireguard", "dataplane")
-KEPT: Final = 3  # compiled versions of other sources that may stay, the newest
+KEPT: Final = 5  # compiled versions of other sources that may stay, the newest
 
 
 def source_hash() -> str:
@@ -23,7 +23,7 @@ def source_hash() -> str:
     digest = hashlib.blake2s()
     files = [*PACKAGE.glob("*.py"), *(file for layer in KERNEL_LAYERS for file in (PACKAGE / layer).rglob("*.py"))]
     for file in sorted(files):
-        digest.update(f"{file.relative_to(PACKAGE)}\0".encode() + file.read_bytes())
+        digest.update(f"{file}\0{file.stat().st_mtime_ns}\0".encode() + file.read_bytes())
     for name in ("numba", "numpy", "llvmlite"):
         try:
             digest.update(f"{name}={version(name)}\0".encode())

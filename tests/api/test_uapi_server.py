@@ -275,6 +275,8 @@ async def test_others_are_answered_while_a_change_is_carried_out(backend: Memory
         await client.send(f"set=1\npublic_key={KEY.hex()}\n\n")
         with trio.fail_after(5):
             assert await ask("get=1\n\n") == "errno=0\n\n"
+            assert await ask("set=1\n\n") == "errno=0\n\n"
+            assert await ask("set=1\nwrong\n\n") == "errno=-71\n\n"
         backend.going_on.set()
         assert await client.answer() == "errno=0\n\n"
 

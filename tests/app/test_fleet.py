@@ -27,6 +27,8 @@ KEYS = [bytes([number]) * 32 for number in range(1, 7)]
 NETWORKS = [ip_network(n) for n in ("100.64.0.2/32", "100.64.0.3/32", "10.0.0.0/8", "0.0.0.0/0", "fd64::2/128", "fd64::/64")]
 SECOND = 1_000_000_000
 
+pytestmark = pytest.mark.timeout(300)  # s: whoever comes first compiles what the worker's commands call
+
 
 @contextmanager
 def state() -> Iterator[Path]:

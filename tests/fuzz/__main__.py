@@ -1,8 +1,8 @@
 """Coverage-guided fuzzing of one target: `python -m tests.fuzz NAME DIRECTORY [option of libFuzzer]...`.
 
 Kernels run interpreted and instrumented, so a branch of a kernel is a branch that is looked for. What is new goes to
-DIRECTORY/corpus, an input that makes the target fail to DIRECTORY; `-merge=1` adds what is new there to the corpus that is
-kept. Needs the extra `fuzz`; see `make fuzz`.
+DIRECTORY/corpus, an input that makes the target fail to DIRECTORY; `tests.fuzz.keep` adds what is worth it to the corpus that
+is kept. Needs the extra `fuzz`; see `make fuzz`.
 """
 
 import os
@@ -30,10 +30,7 @@ def main() -> None:
     grown.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter("error")
     given = [f"-max_len={MAX_LENGTH}", f"-artifact_prefix={directory}/", *options]
-    directories = [str(grown), str(CORPUS / name)]
-    if "-merge=1" in options:
-        directories.reverse()
-    atheris.Setup([sys.argv[0], *given, *directories], FOUND[name])
+    atheris.Setup([sys.argv[0], *given, str(grown), str(CORPUS / name)], FOUND[name])
     atheris.Fuzz()
 
 

@@ -156,9 +156,10 @@ def _receive(made: Bench, reader: Reader) -> Any:
         truncated = shape >> 5 == 7
         for _ in range(1 + (shape & 3)):
             kind = reader.number()
-            message, used = _message(made, kind, reader.block(), counter)
+            octets = reader.block()
+            message, used = _message(made, kind, octets, counter)
             messages.append(message)
-            as_it_is += kind & KEEP_SOURCE
+            as_it_is += kind & KEEP_SOURCE or len(octets) < 20
             repeated += used == 0
             authentic += used >= 0 and not truncated
             counter += used == 1
