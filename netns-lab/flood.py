@@ -34,6 +34,7 @@ COOKIE_REPLY_BYTES = 64
 SOL_PACKET, PACKET_QDISC_BYPASS = 263, 20  # linux/if_packet.h
 ETHERTYPE_IPV4, UDP = 0x0800, 17
 SOURCES = "198.18.0.0/15"  # RFC 2544: for measurements
+EVERYWHERE = "16.0.0.0/4"  # 4096 networks of 16 bits
 
 
 class _Iovec(ctypes.Structure):

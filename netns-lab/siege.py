@@ -2,11 +2,13 @@
 
     .venv/bin/python netns-lab/siege.py [PACE…]     measure on a calm machine; PACE in packets per second, 0 as many as possible
 
-The flood comes from the namespace of the last client, from source addresses that are routed to it. A newcomer's first initiation
-is answered with a cookie; the protocol lets him use it in the next one, REKEY_TIMEOUT and up to a third of a second later
-(whitepaper 6.1, 6.6). What the gateway is to blame for is what comes on top.
+The flood comes from the namespace of the last client, with source addresses that are routed to it. A newcomer's first initiation
+may be answered with a cookie; the protocol lets him use it in the next one, REKEY_TIMEOUT and up to a third of a second later
+(whitepaper 6.1, 6.6). Every network has a small share that needs no cookie: only who is in one that takes part in the flood, or
+when the flood comes from everywhere, has to wait for that.
 """
 
+import itertools
 import json
 import sys
 import time
@@ -37,9 +39,9 @@ class Flood:
         self.address = f"192.0.2.{10 + number}"
 
     def start(self, mode: str, public_key: str, seconds: float, pace: int, sources: str = flood.SOURCES) -> None:
-        """Returns when it has begun. `sources` are part of flood.SOURCES."""
+        """Returns when it has begun. The answers to spoofed sources are routed to whence the flood came."""
         if mode == "spoofed":
-            self.lab.ip(self.lab.gateway, f"route replace {flood.SOURCES} via {self.address}")
+            self.lab.ip(self.lab.gateway, f"route replace {sources} via {self.address}")
         script = str(Path(flood.__file__))
         argv = [sys.executable, script, mode, public_key, GATEWAY4, str(WIREGUARD_PORT), str(seconds), str(pace), sources]
         self.lab.start(self.name, self.namespace, *argv)
@@ -101,16 +103,26 @@ class Outcome:
         return 1 - self.during / self.before
 
 
-def besiege(lab: Lab, gateway: Egress, established: WireGuardGo, newcomer: WireGuardGo, seconds: int, pace: int, rate: str) -> Outcome:
+@dataclass(frozen=True)
+class Siege:
+    """What is done to a gateway: for how long a flow is measured, at which rate (empty: what goes), and the flood's pace and sources."""
+
+    seconds: int
+    pace: int
+    rate: str = RATE
+    sources: str = flood.SOURCES
+
+
+def besiege(lab: Lab, gateway: Egress, established: WireGuardGo, newcomer: WireGuardGo, siege: Siege) -> Outcome:
     """A flow through the established client's tunnel before and during a flood, and a newcomer in the midst of it."""
     attack = Flood(lab, lab.clients)
     lab.sysctl(lab.access, **{"net__bridge__bridge-nf-call-iptables": 0})  # its switch is no packet filter
     traffic.first_answer(lab, established.namespace, INTERNET4[0])
-    before = flow(lab, established.namespace, seconds, rate)
+    before = flow(lab, established.namespace, siege.seconds, siege.rate)
     memory, drops = memory_bytes(gateway.pid), gateway.drops()
-    attack.start("spoofed", established.quick.public_key, min(flood.MAX_SECONDS, seconds + 25), pace)
+    attack.start("spoofed", established.quick.public_key, flood.MAX_SECONDS, siege.pace, siege.sources)
     try:
-        during = flow(lab, established.namespace, seconds, rate)
+        during = flow(lab, established.namespace, siege.seconds, siege.rate)
         first = connected_after(newcomer)
         second = connected_after(newcomer, restart=True)
         grown = memory_bytes(gateway.pid) - memory
@@ -122,7 +134,7 @@ def besiege(lab: Lab, gateway: Egress, established: WireGuardGo, newcomer: WireG
 
 
 def main(paces: list[int]) -> None:
-    """Each pace with a paced flow and with one that takes what it gets."""
+    """Each pace, from one network and from everywhere, with a paced flow and with one that takes what it gets."""
     lab = Lab("evs", clients=3)
     lab.down()
     lab.up()
@@ -132,10 +144,13 @@ def main(paces: list[int]) -> None:
         gateway.start(echo=True)
         established, newcomer = (WireGuardGo(lab, number, quick) for number, quick in enumerate(files, 1))
         established.start()
-        for pace in paces:
-            for rate in (RATE, ""):
-                outcome = besiege(lab, gateway, established, newcomer, 10, pace, rate)
-                print(f"{'paced' if rate else 'unpaced'} flow, lost {outcome.lost:.1%}: {outcome}", flush=True)
+        for pace, sources, rate in itertools.product(paces, (flood.SOURCES, flood.EVERYWHERE), (RATE, "")):
+            try:
+                outcome = besiege(lab, gateway, established, newcomer, Siege(10, pace, rate, sources))
+            except LabError as error:
+                print(f"{pace} from {sources}, flow of {rate or 'what goes'}: {error}", flush=True)
+                continue
+            print(f"{pace} from {sources}, flow of {rate or 'what goes'}: lost {outcome.lost:.1%}; {outcome}", flush=True)
     finally:
         lab.down()
 

@@ -22,7 +22,7 @@ import structlog
 import trio
 
 from egressvpn.addresses import IPAddress, words
-from egressvpn.api.uapi_server import control_socket, serve_control
+from egressvpn.api.uapi_server import serve_control
 from egressvpn.app import collector
 from egressvpn.app.client_peers import HOSTS, MAX_PEERS, ClientPeers
 from egressvpn.app.entry import run_trio
@@ -38,7 +38,7 @@ from egressvpn.dataplane.layout import MAX_PREFIXES, Limits, layout
 from egressvpn.dataplane.tables import CLIENT
 from egressvpn.errors import OperatorError
 from egressvpn.netio.client_routes import MARK, ClientRoutes, bring_up
-from egressvpn.netio.netlink import Netlink, interface_exists, local_addresses
+from egressvpn.netio.netlink import Netlink, local_addresses
 from egressvpn.netio.tun import Tun, open_tun
 from egressvpn.netio.udp import UdpSocket
 from egressvpn.wireguard.indexes import SessionIndexes
@@ -47,6 +47,7 @@ from egressvpn.wireguard.interface import Interface
 log = structlog.get_logger(__name__)
 
 DEFAULT_MTU: Final = 1420
+MAX_MTU: Final = 65_535  # what the interface may be set to while the client runs; room that is not used is not taken
 MAX_NAME: Final = 15  # IFNAMSIZ - 1
 LOOK_INTERVAL: Final = 1.0  # s between two looks at the TUN and its addresses
 
@@ -59,7 +60,6 @@ class _Client:
     peers: tuple[PeerChange, ...]  # of the file
     mark: int  # of the sockets
     sockets: list[UdpSocket]
-    control: socket.socket
     tun: Tun
     memory: arena.Arena
     limits: Limits
@@ -79,7 +79,7 @@ def run(directory: Path, gso: bool = True) -> None:
         log.warning("not done", what=remark)
     endpoints = [_resolve(peer) for peer in quick.peers]
     mtu = quick.interface.mtu or DEFAULT_MTU
-    limits = Limits(max_devices=MAX_PEERS, max_prefixes=MAX_PREFIXES, max_flows=1, pool_addresses=1, mtu=mtu)
+    limits = Limits(max_devices=MAX_PEERS, max_prefixes=MAX_PREFIXES, max_flows=1, pool_addresses=1, mtu=MAX_MTU)
     mark = _mark(quick)
     with ExitStack() as undo:
         sockets = open_on(HOSTS, quick.interface.listen_port, mark)
@@ -87,7 +87,6 @@ def run(directory: Path, gso: bool = True) -> None:
             undo.callback(udp.close)
         tun = open_tun(path.stem[:MAX_NAME], mtu)
         undo.callback(tun.close)
-        control = undo.enter_context(control_socket(tun.name))
         memory = arena.create(layout(limits))
         undo.callback(os.close, memory.fd)
         worker = memory.tables["worker"][0]
@@ -95,7 +94,7 @@ def run(directory: Path, gso: bool = True) -> None:
         _bring_up(undo.enter_context(Netlink()), quick, endpoints, tun, mtu)
         peers = tuple(_change(peer, endpoint) for peer, endpoint in zip(quick.peers, endpoints, strict=True))
         timestamp = path.with_suffix(".timestamp")
-        run_trio(_main, _Client(quick, peers, mark, sockets, control, tun, memory, limits, timestamp, began))
+        run_trio(_main, _Client(quick, peers, mark, sockets, tun, memory, limits, timestamp, began))
 
 
 async def _main(client: _Client) -> None:
@@ -117,7 +116,7 @@ async def _main(client: _Client) -> None:
         nursery.start_soon(tunnel.follow_routes)
         await peers.change_peers(client.peers, replace=False)
         await nursery.start(_follow_link, nursery.cancel_scope, tunnel, client.tun)
-        await nursery.start(_serve, nursery.cancel_scope, peers, client.control)
+        await nursery.start(_serve, nursery.cancel_scope, peers, client.tun)
         seconds = round(time.monotonic() - client.began, 3)
         announcement = {"event": "ready", "interface": client.tun.name, "aead": supervisor.aead, "jit": supervisor.jit, "seconds": seconds}
         sys.stdout.write(json.dumps(announcement) + "\n")
@@ -133,19 +132,24 @@ async def _await_signal(scope: trio.CancelScope) -> None:
 
 
 async def _serve(
-    scope: trio.CancelScope, peers: ClientPeers, control: socket.socket, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    scope: trio.CancelScope, peers: ClientPeers, tun: Tun, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """The control socket; who removes it ends the client."""
-    await serve_control(peers, control, task_status)
+    await serve_control(peers, tun.name, task_status)
     scope.cancel()
 
 
 async def _follow_link(
     scope: trio.CancelScope, tunnel: Tunnel, tun: Tun, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """Packets flow from the first look on. The interface's addresses may change; somebody may delete it, which ends the client."""
+    """Packets flow from the first look on. The interface's addresses and MTU may change; somebody may delete it, which ends the client."""
     known: list[IPAddress] | None = None
-    while interface_exists(tun.name):
+    known_mtu = 0
+    while not tun.deleted():
+        mtu = tun.mtu()
+        if mtu not in (0, known_mtu):
+            tunnel.command(pack_command(Command.SET_MTU, index=mtu))
+            known_mtu = mtu
         found = await trio.to_thread.run_sync(_addresses, tun.ifindex)
         if found != known:
             low4 = next((int(address) for address in found if address.version == 4), 0)

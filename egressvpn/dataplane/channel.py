@@ -56,6 +56,7 @@ class Command(IntEnum):
     SET_COOKIE_SECRET = 16  # `receive_key`, until the next one comes
     SET_SOCKET = 17  # UDP socket number `socket` is replaced by the descriptor that travels with the command
     FORGET_SOURCE = 18  # let routing choose where we write to `device` from, if that is still the local address of the path
+    SET_MTU = 19  # of the tunnel, `index` octets
 
 
 _PATH = [

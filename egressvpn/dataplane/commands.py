@@ -84,6 +84,10 @@ def _open(b: Bundle, command: Row, number: int, now: int) -> None:
     worker.open = 1
 
 
+def _set_mtu(b: Bundle, command: Row, number: int, now: int) -> None:
+    b.work.worker[0].mtu = command.index
+
+
 def _set_socket(b: Bundle, command: Row, link: socket.socket) -> None:
     """Another UDP socket in the place of the old one, under the same descriptor. A death before that does no harm: a successor gets it."""
     number = int(command.socket)
@@ -119,6 +123,7 @@ def _add_pool(b: Bundle, command: Row, number: int, now: int) -> None:
 
 _APPLY: Final[dict[Command, Callable[[Bundle, Row, int, int], None]]] = {
     Command.OPEN: _open,
+    Command.SET_MTU: _set_mtu,
     Command.REMOVE_DEVICE: _remove_device,
     Command.ADD_DENIED: _add_denied,
     Command.ADD_POOL: _add_pool,

@@ -9,7 +9,7 @@
 
 Everything is bounded: what waits for control, what is answered, what the rate limiter forgets. Nobody gets more octets than
 he sent: 64 for 148 or 92. Load is when more handshakes wait for control than LOAD_BACKLOG, or when the channel to it was
-full; it lasts a second more (kernel: receive.c). Then the work per spoofed datagram is six hashes and one small sealing.
+full; it lasts a second more (kernel: receive.c), and as long as handshakes keep coming so fast that it would begin anew. Then the work per spoofed datagram is six hashes and one small sealing.
 The share is because a WireGuard client comes back with its cookie only after REKEY_TIMEOUT: who is not in a network that
 takes part in the flood need not wait for that.
 """
@@ -56,12 +56,13 @@ HANDSHAKE: Final = int(Event.HANDSHAKE)
 
 COOKIE_REPLY: Final = 3
 NONCE_BYTES: Final = 24
-LOAD_BACKLOG: Final = 512  # events that wait for control (kernel: an eighth of its queue of 4096)
-MAX_BACKLOG: Final = 2 * LOAD_BACKLOG  # no more handshakes above this: room for other events must be left
+LOAD_BACKLOG: Final = 128  # events that wait for control: some 40 ms of its time (kernel: an eighth of a queue of 4096)
+LOAD_KNOCKS: Final = 50  # handshakes in a sweep that keep the load up
+MAX_BACKLOG: Final = 1024  # no more handshakes above this: room for other events must be left
 EVENT_MEMORY: Final = 1280  # octets that the kernel charges a socket for a waiting EVENT
 SIOCOUTQ: Final = 0x5411
 LOAD_LASTS: Final = 1_000_000_000  # ns (kernel: receive.c)
-COOKIE_REPLIES_PER_SWEEP: Final = 8000  # 80 000 in a second take a third of a core
+COOKIE_REPLIES_PER_SWEEP: Final = 5000  # 50 000 in a second take up to half a core, with what the kernel does for each
 COOKIE_REPLIES_UP_PER_SWEEP: Final = 20  # nothing but an AEAD shows that one is genuine
 SHARES_PER_SWEEP: Final = 20  # messages without a cookie that go up under load, over all networks
 
@@ -94,6 +95,9 @@ def refill(b: Bundle, now: Word) -> None:
     worker.cookie_up_tokens = COOKIE_REPLIES_UP_PER_SWEEP
     worker.cookie_replies = COOKIE_REPLIES_PER_SWEEP
     worker.share_tokens = SHARES_PER_SWEEP
+    if now < worker.under_load_until and worker.knocks > LOAD_KNOCKS:
+        worker.under_load_until = now + LOAD_LASTS
+    worker.knocks = 0
     collect(b.wg, now)
 
 
@@ -117,6 +121,7 @@ def set_cookie_secret(b: Bundle, command: Row, number: int, now: int) -> None:
 def _under_load(b: Bundle, socket: Word, slot: Word, offset: Word, size: Word, identity: Word, now: Word) -> Word:
     """The verdict on a message with a MAC1 of ours: PASS without load, else what MAC2 and the source say."""
     worker, octets, name = b.work.worker[0], b.local.octets, NAMES + slot * NAME_STRIDE
+    worker.knocks += 1
     backlog = _backlog(b)
     if backlog >= LOAD_BACKLOG:
         worker.under_load_until = now + LOAD_LASTS

@@ -31,6 +31,7 @@ WORKER = np.dtype(
         ("cookie_up_tokens", "i8"),  # cookie replies up to control
         ("cookie_replies", "i8"),  # cookie replies out
         ("share_tokens", "i8"),  # handshakes that go up under load without a cookie
+        ("knocks", "i8"),  # handshakes with a MAC1 of ours since the last sweep
         ("under_load_until", "i8"),  # when the load is over, if it does not go on
         ("device_limit", "i8"),  # one above the highest device slot in use
         ("staged_tail", "i8"),  # next staged sequence number

@@ -11,6 +11,7 @@ import fcntl
 import os
 import re
 import socket
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -27,6 +28,10 @@ MAX_QUEUES: Final = 256  # MAX_TAP_QUEUES of the kernel
 TUNSETOFFLOAD: Final = 0x400454D0
 TUN_F_CSUM: Final = 0x01
 TUN_F_TSO4: Final = 0x02
+TUNGETIFF: Final = 0x800454D2
+SIOCGIFMTU: Final = 0x8921
+IFREQ_BYTES: Final = 40
+IFNAMSIZ: Final = 16
 TUN_F_TSO6: Final = 0x04
 TUN_F_USO4: Final = 0x20  # since Linux 6.2
 TUN_F_USO6: Final = 0x40
@@ -55,6 +60,23 @@ class Tun:
     def udp_segmentation(self) -> bool:
         """Whether UDP super-packets may be written (USO, Linux 6.2)."""
         return self.offloads & UDP_OFFLOADS == UDP_OFFLOADS
+
+    def deleted(self) -> bool:
+        """Whether somebody deleted the interface. Renamed, or moved to another network namespace, it lives on."""
+        return not self._current_name()
+
+    def mtu(self) -> int:
+        """As it is now; 0 when the interface is in another network namespace."""
+        with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+            answer = fcntl.ioctl(asking, SIOCGIFMTU, self._current_name().ljust(IFREQ_BYTES, b"\0"))
+            return int.from_bytes(answer[IFNAMSIZ : IFNAMSIZ + 4], sys.byteorder)
+        return 0
+
+    def _current_name(self) -> bytes:
+        try:
+            return fcntl.ioctl(self.fd, TUNGETIFF, bytes(IFREQ_BYTES))[:IFNAMSIZ].rstrip(b"\0")
+        except OSError:
+            return b""
 
     def close(self) -> None:
         """Close the descriptors; the interface and its routes vanish with the last one, whoever holds it."""

@@ -74,6 +74,17 @@ def test_segmentation_the_route_refuses_falls_back_to_plain_sends_and_loses_noth
     made.close()
 
 
+def test_padding_keeps_to_an_mtu_that_was_changed() -> None:
+    made = bench()
+    sizes = []
+    for mtu in (1420, 1300, 1295):
+        made.command(Command.SET_MTU, index=mtu)
+        (sent,) = from_tun(made, packet(1, mtu - 3))
+        sizes.append(len(sent) - 32)
+    assert sizes == [1420, 1300, 1295]
+    made.close()
+
+
 def test_what_cannot_be_sent_is_counted() -> None:
     made = bench()
     unreachable = pack_sockaddr("127.0.0.1", 0)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from clients import QuickFile, ReferenceClient
+from clients import EGRESSVPN, ENVIRONMENT, QuickFile, ReferenceClient, wait_ready
 from gateways import Egress
 from processes import Identity, start_time, wait_gone
 from topology import Lab
@@ -36,6 +36,27 @@ def test_a_socket_that_a_killed_gateway_left_is_replaced(lab: Lab, idle_gateway:
     idle_gateway.start()
     wg = Wg(lab, lab.gateway, interface_of(idle_gateway))
     assert wg("show", "interfaces").stdout.split() == [wg.interface]
+
+
+def test_who_asks_while_the_gateway_starts_does_no_harm(lab: Lab, idle_gateway: Egress) -> None:
+    idle_gateway.pid = idle_gateway.launch()
+    asked = 0
+    while '"ready"' not in lab.processes.output(idle_gateway.name):
+        lab.run(lab.gateway, "wg", "show", check=False)
+        asked += 1
+    wg = Wg(lab, lab.gateway, interface_of(idle_gateway))
+    assert asked > 5
+    assert wg("show", "interfaces").stdout.split() == [wg.interface]
+
+
+def test_a_gateway_that_may_not_write_there_runs_without_a_control_socket(lab: Lab, idle_gateway: Egress) -> None:
+    read_only = 'mount -o remount,bind,ro /run/wireguard && exec "$@"'
+    command = (*EGRESSVPN, "--config", str(idle_gateway.directory / "gateway.toml"), "up")
+    lab.start(idle_gateway.name, lab.gateway, "sh", "-c", read_only, "sh", *command, environment=ENVIRONMENT)
+    wait_ready(lab, idle_gateway.name)
+    assert "wg cannot show or change this gateway" in lab.processes.output(idle_gateway.name, "err")
+    assert idle_gateway.json("status")["state"] in ("ready", "degraded")
+    assert idle_gateway.stop() == 0
 
 
 @pytest.mark.parametrize("end", ["socket", "link"])

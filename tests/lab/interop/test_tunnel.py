@@ -28,6 +28,8 @@ def test_case_1_octets_are_counted_exactly_as_the_kernel_counts_them(together: P
 def test_cases_2_to_5_pings_tcp_and_udp_pass_over_either_outer_protocol_and_mtu(together: Pair, outer: str, mtu: int) -> None:
     together.meet(*OUTER[outer])
     together.set_mtu(mtu)
+    whole = str(mtu - 28)  # with the headers of IPv4 and ICMP as large as the interface lets it be, and never to be cut
+    assert together.one.ping(INSIDE4[2], 1, "-s", whole, "-M", "do") == 1
     all_traffic(together.one, together.two)
 
 
