@@ -79,13 +79,24 @@ async def serve_on(
 
 
 @contextlib.contextmanager
-def unix_socket(path: Path, mend: str = "choose another path in api.listen", directory_mode: int = 0o755) -> Iterator[socket.socket]:
-    """A stream socket at `path`, 0600, removed in the end. Raises OperatorError, with `mend`, when somebody answers there already."""
+def unix_socket(
+    path: Path, mend: str = "choose another path in api.listen", directory_mode: int = 0o755, backlog: int = 0
+) -> Iterator[socket.socket]:
+    """A stream socket at `path`, 0600, removed in the end. Raises OperatorError, with `mend`, when somebody answers there already.
+
+    With a backlog it listens from the moment it can be seen, otherwise the caller makes it listen.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         try:
             path.parent.mkdir(mode=directory_mode, parents=True, exist_ok=True)
             _remove_stale(path, mend)
-            _bind_private(listener, path)
+            if backlog:
+                hidden = path.with_name(f".{path.name}.{os.getpid()}")
+                _bind_private(listener, hidden)
+                listener.listen(backlog)
+                hidden.rename(path)
+            else:
+                _bind_private(listener, path)
         except OSError as error:
             raise OperatorError(f"cannot listen on {path}: {error.strerror or error}", mend) from None
         made = path.stat().st_ino

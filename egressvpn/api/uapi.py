@@ -6,7 +6,8 @@ operation is `get=1` or `set=1`, lines (`uapi_lines`), and an empty line.
 What a mistake does, as in wireguard-go: the lines before it are carried out, its errno is the answer. What remains of the
 operation is passed over: up to the empty line, or to a line that begins another operation, for clients that stop at the answer.
 An operation that is cut off is not carried out. A `set` of more than MAX_PART entries comes in parts, each carried out by
-itself, so a connection holds a bounded amount of memory whatever it sends.
+itself, so a connection holds a bounded amount of memory whatever it sends. (One that replaces the peers replaces them with
+its first part, and adds the others.)
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +18,7 @@ from egressvpn.addresses import IPNetwork
 from egressvpn.api.uapi_lines import INVALID, IO, Part, RefusedError, Set
 
 MAX_LINE: Final = 8192  # octets; the longest that means anything has less than 100
-MAX_PART: Final = 32_768  # some 20 MB while it is carried out
+MAX_PART: Final = 49_152  # a peer and two networks for each of 16 384 devices; some 30 MB while it is carried out
 BLOCK_LINES: Final = 512  # of an answer, made without a pause
 
 NO_KEY: Final = bytes(32)

@@ -76,7 +76,7 @@ class Part:
     """What a `set` has said since the last part was taken."""
 
     def __init__(self) -> None:
-        self.size = 0  # settings, peers and allowed IPs
+        self.size = 0  # settings, peers and allowed IPs in it
         self._settings: list[Setting] = []
         self._replace_peers = False
         self._peers: list[PeerChange] = []
@@ -87,7 +87,8 @@ class Part:
         key, equals, value = line.partition("=")
         if not equals:
             raise RefusedError(PROTOCOL, "a line without '='")
-        self.size += 1
+        if key in _ENTRIES:
+            self.size += 1
         if key == "public_key":
             self._finish_peer()
             self._peer = _Peer(_checked(_key, key, value))
@@ -225,6 +226,8 @@ def _private_key(value: str) -> PrivateKey:
     key = _key(value)
     return PrivateKey(key if any(key) else None)
 
+
+_ENTRIES: Final = frozenset({"public_key", "allowed_ip", "private_key", "listen_port", "fwmark"})  # lines that add to a part
 
 _SETTINGS: Final[dict[str, Callable[[str], Setting]]] = {
     "private_key": _private_key,

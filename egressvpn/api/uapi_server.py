@@ -6,6 +6,7 @@ one piece after the other, each part by the backend, under a lock; `get` is answ
 """
 
 import contextlib
+import os
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -45,35 +46,43 @@ def socket_path(interface: str) -> Path:
     return DIRECTORY / f"{interface}.sock"
 
 
+def may_serve() -> bool:
+    """Whether sockets can be made where `wg` looks for them: not without root, nor where the directory is read-only."""
+    return os.access(DIRECTORY if DIRECTORY.exists() else DIRECTORY.parent, os.W_OK)
+
+
 @contextlib.contextmanager
 def control_socket(interface: str) -> Iterator[socket.socket]:
-    """The bound socket of an interface. One left behind is replaced. Raises OperatorError for one that answers."""
-    with unix_socket(socket_path(interface), "give the interface another name", 0o700) as bound:
+    """The listening socket of an interface. One left behind is replaced. Raises OperatorError for one that answers.
+
+    It is never seen before it listens: wg(8) removes a socket that refuses it.
+    """
+    with unix_socket(socket_path(interface), "give the interface another name", 0o700, BACKLOG) as bound:
         yield bound
 
 
-async def serve_control(backend: Backend, bound: socket.socket, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    """Answer on a socket of `control_socket` until somebody removes its file."""
-    path = bound.getsockname()
-    made = _inode(path)
-    bound.listen(BACKLOG)
-    async with trio.open_nursery() as nursery:
-        listener = trio.SocketListener(trio.socket.from_stdlib_socket(bound.dup()))
-        await nursery.start(trio.serve_listeners, ControlServer(backend).converse, [listener])
-        task_status.started()
-        await _until_removed(path, made)
-        nursery.cancel_scope.cancel()
-    log.info("the control socket was removed, which ends the interface", socket=path)
+async def serve_control(backend: Backend, interface: str, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    """Answer on the socket of an interface until somebody removes it. Raises OperatorError when there is one already."""
+    path = socket_path(interface)
+    with control_socket(interface) as bound:
+        made = _inode(path)
+        async with trio.open_nursery() as nursery:
+            listener = trio.SocketListener(trio.socket.from_stdlib_socket(bound.dup()))
+            await nursery.start(trio.serve_listeners, ControlServer(backend).converse, [listener])
+            task_status.started()
+            await _until_removed(path, made)
+            nursery.cancel_scope.cancel()
+    log.info("the control socket was removed, which ends the interface", socket=str(path))
 
 
-async def _until_removed(path: str, made: int) -> None:
+async def _until_removed(path: Path, made: int) -> None:
     while _inode(path) == made:  # noqa: ASYNC110  (only the file system knows)
         await trio.sleep(WATCH_INTERVAL)
 
 
-def _inode(path: str) -> int:
+def _inode(path: Path) -> int:
     try:
-        return Path(path).lstat().st_ino
+        return path.lstat().st_ino
     except OSError:
         return 0
 

@@ -8,6 +8,7 @@ clock of its handshakes, which is kept beside the file.
 import ipaddress
 import json
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -73,6 +74,7 @@ def run(directory: Path, gso: bool = True) -> None:
     `gso` False sends every datagram alone, as a client without segmentation offload does.
     """
     began = time.monotonic()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no keys in core dumps
     path = _only_file(directory)
     quick = read(path)
     for remark in quick.remarks:

@@ -12,7 +12,6 @@ import os
 import resource
 import secrets
 import signal
-import socket
 import struct
 import sys
 import time
@@ -26,7 +25,7 @@ import trio
 
 from egressvpn import __version__
 from egressvpn.api.http import serve
-from egressvpn.api.uapi_server import control_socket, serve_control
+from egressvpn.api.uapi_server import DIRECTORY, may_serve, serve_control
 from egressvpn.app import collector
 from egressvpn.app.entry import run_trio
 from egressvpn.app.files import kept_timestamp, timestamp_keeper
@@ -76,7 +75,6 @@ class _Parts:
     store: Store
     sockets: list[UdpSocket]
     tun: Tun
-    control: socket.socket
     memory: arena.Arena
     began: float
 
@@ -96,10 +94,9 @@ def run(config: Config) -> None:
         for udp in sockets:
             undo.callback(udp.close)
         tun = _tun(config, undo)
-        control = undo.enter_context(control_socket(tun.name))
         memory = _arena(config, tun)
         undo.callback(os.close, memory.fd)
-        run_trio(_main, _Parts(config, private_key, over, store, sockets, tun, control, memory, began))
+        run_trio(_main, _Parts(config, private_key, over, store, sockets, tun, memory, began))
 
 
 def _leave(number: int, frame: object) -> None:
@@ -192,7 +189,7 @@ async def _main(parts: _Parts) -> None:
         nursery.start_soon(fleet.run)
         nursery.start_soon(_watch_link, config, tun, view)
         await serve(nursery, config, view)
-        await nursery.start(_serve_control, nursery.cancel_scope, control, parts.control, view)
+        await nursery.start(_serve_control, nursery.cancel_scope, control, tun, view)
         collector.keep()
         view.ready = True
         _announce(config, tunnel, tun, fleet, time.monotonic() - parts.began)
@@ -219,14 +216,14 @@ def _announce(config: Config, tunnel: Tunnel, tun: Tun, fleet: Fleet, seconds: f
 
 
 async def _serve_control(
-    scope: trio.CancelScope,
-    control: GatewayControl,
-    bound: socket.socket,
-    view: View,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    scope: trio.CancelScope, control: GatewayControl, tun: Tun, view: View, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """The socket of `wg`; who removes it ends the gateway."""
-    await serve_control(control, bound, task_status)
+    """The socket of `wg`; who removes it ends the gateway. One with capabilities instead of root does without."""
+    if not may_serve():
+        log.warning("wg cannot show or change this gateway: its directory cannot be written", directory=str(DIRECTORY))
+        task_status.started()
+        return
+    await serve_control(control, tun.name, task_status)
     _stop(scope, view)
 
 

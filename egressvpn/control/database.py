@@ -29,7 +29,7 @@ def open_database(url: str, state_dir: Path) -> sa.Engine:
         raise OperatorError(
             f"cannot create the store {database}: {error.strerror}", "run as root, or choose another gateway.state_dir"
         ) from None
-    engine = sa.create_engine(f"sqlite:///{database}", json_serializer=json.dumps)
+    engine = sa.create_engine(f"sqlite:///{database}", json_serializer=json.dumps, hide_parameters=True)
     sa.event.listen(engine, "connect", _on_connect)
     sa.event.listen(engine, "begin", _on_begin)
     try:

@@ -9,7 +9,8 @@
 
 Everything is bounded: what waits for control, what is answered, what the rate limiter forgets. Nobody gets more octets than
 he sent: 64 for 148 or 92. Load is when more handshakes wait for control than LOAD_BACKLOG, or when the channel to it was
-full; it lasts a second more (kernel: receive.c), and as long as handshakes keep coming so fast that it would begin anew. Then the work per spoofed datagram is six hashes and one small sealing.
+full; it lasts a second more (kernel: receive.c), and as long as handshakes keep coming so fast that it would begin anew. Then the
+work per spoofed datagram is six hashes and one small sealing.
 The share is because a WireGuard client comes back with its cookie only after REKEY_TIMEOUT: who is not in a network that
 takes part in the flood need not wait for that.
 """

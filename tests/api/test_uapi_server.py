@@ -16,7 +16,7 @@ from egressvpn.addresses import IPNetwork
 from egressvpn.api import uapi_server
 from egressvpn.api.uapi import InterfaceState, PeerState
 from egressvpn.api.uapi_lines import PORT_IN_USE, RefusedError
-from egressvpn.api.uapi_server import MAX_CONNECTIONS, control_socket, serve_control, socket_path
+from egressvpn.api.uapi_server import MAX_CONNECTIONS, control_socket, may_serve, serve_control, socket_path
 from egressvpn.app import collector
 from egressvpn.control.peers import PeerChange
 from egressvpn.errors import OperatorError
@@ -90,11 +90,10 @@ def collector_as_in_the_gateway() -> Iterator[None]:
 async def backend(directory: Path) -> AsyncIterator[Memory]:
     """A backend that is served as interface wg0."""
     memory = Memory()
-    with control_socket("wg0") as bound:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(serve_control, memory, bound)
-            yield memory
-            nursery.cancel_scope.cancel()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve_control, memory, "wg0")
+        yield memory
+        nursery.cancel_scope.cancel()
 
 
 class Client:
@@ -264,7 +263,7 @@ async def test_a_hundred_thousand_allowed_ips_in_one_set_leave_others_their_turn
         assert await ask(text) == "errno=0\n\n"
         nursery.cancel_scope.cancel()
     assert backend.peers[KEY] == networks
-    assert backend.parts == 4
+    assert backend.parts == 3
     assert answers > 5
     assert max(lags) < 0.1
 
@@ -315,10 +314,31 @@ async def test_a_socket_that_answers_is_not_taken_over(backend: Memory) -> None:
 
 
 async def test_who_removes_the_socket_ends_the_interface(directory: Path) -> None:
-    with control_socket("wg0") as bound:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(serve_control, Memory(), bound)
-            async with connected() as client:
-                socket_path("wg0").unlink()
-                with trio.fail_after(5):
-                    assert await client.answer() == ""  # the connection ends with it, and so does the nursery
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve_control, Memory(), "wg0")
+        async with connected() as client:
+            socket_path("wg0").unlink()
+            with trio.fail_after(5):
+                assert await client.answer() == ""  # the connection ends with it, and so does the nursery
+
+
+def test_a_socket_listens_from_the_moment_it_is_there(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """wg removes a socket that refuses it, which would end the interface as it starts."""
+    seen = []
+
+    def listen(self: socket.socket, backlog: int) -> None:
+        seen.append(socket_path("wg0").exists())
+        real(self, backlog)
+
+    real = socket.socket.listen
+    monkeypatch.setattr(socket.socket, "listen", listen)
+    with control_socket("wg0"), socket.socket(socket.AF_UNIX) as early:
+        early.connect(str(socket_path("wg0")))
+    assert seen == [False]
+    assert [*directory.iterdir()] == []
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_whether_sockets_can_be_made_is_known_before(directory: Path, writable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: writable and (path, mode) == (directory.parent, os.W_OK))
+    assert may_serve() == writable

@@ -242,6 +242,11 @@ async def test_a_device_without_room_comes_in_when_another_leaves(tmp_path: Path
         await made.step()
         assert (set(made.fleet.members), made.fleet.left_out) == ({"b", "c"}, {})
         assert made.owner("100.64.0.4/32") == "c"
+        made.store.disable_device("c")
+        await made.step()
+        made.store.disable_device("b")
+        await made.step()
+        assert int(made.row("c").state) == DISABLED  # as it is now, not as it waited outside
 
 
 async def test_a_device_of_an_unknown_pool_is_left_out_until_it_is_removed(tmp_path: Path) -> None:
@@ -253,6 +258,22 @@ async def test_a_device_of_an_unknown_pool_is_left_out_until_it_is_removed(tmp_p
         made.store.remove_device("martian")
         await made.step()
         assert made.fleet.left_out == {}
+
+
+async def test_a_device_that_is_put_into_another_pool_begins_anew_there(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        add(made, "phone", 0, "100.64.0.2", "fd64::2")
+        await made.step()
+        session(made, "phone")
+        with closing(sqlite3.connect(tmp_path / "egressvpn.db")) as database:
+            database.execute("UPDATE device SET pool = 'other', changed = 2")
+            database.execute("UPDATE revision SET value = 2")
+            database.commit()
+        await made.step()
+        member = made.fleet.members["phone"]
+        assert (member.external4 in ip_network("203.0.113.16/28"), member.external6) == (True, None)
+        assert (made.owner("100.64.0.2/32"), made.owner("fd64::2/128"), int(made.row("phone").current)) == ("phone", "phone", 0)
+        assert made.used_slots() == {member.slot}
 
 
 async def test_a_device_with_the_gateways_own_key_is_named_and_cannot_connect(tmp_path: Path) -> None:
