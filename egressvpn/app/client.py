@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -39,6 +39,7 @@ from egressvpn.dataplane.layout import MAX_PREFIXES, Limits, layout
 from egressvpn.dataplane.tables import CLIENT
 from egressvpn.errors import OperatorError
 from egressvpn.netio.client_routes import MARK, ClientRoutes, bring_up
+from egressvpn.netio.link import Link
 from egressvpn.netio.netlink import Netlink, local_addresses
 from egressvpn.netio.tun import Tun, open_tun
 from egressvpn.netio.udp import UdpSocket
@@ -147,20 +148,23 @@ async def _follow_link(
     """Packets flow from the first look on. The interface's addresses and MTU may change; somebody may delete it, which ends the client."""
     known: list[IPAddress] | None = None
     known_mtu = 0
-    while not tun.deleted():
-        mtu = tun.mtu()
-        if mtu not in (0, known_mtu):
-            tunnel.command(pack_command(Command.SET_MTU, index=mtu))
-            known_mtu = mtu
-        found = await trio.to_thread.run_sync(_addresses, tun.ifindex)
-        if found != known:
-            low4 = next((int(address) for address in found if address.version == 4), 0)
-            high6, low6 = next((words(address) for address in found if address.version == 6), (0, 0))
-            tunnel.command(pack_command(Command.OPEN, internal4=low4, internal6_hi=high6, internal6_lo=low6))
-            task_status.started()
-            task_status = trio.TASK_STATUS_IGNORED
-            known = found
-        await trio.sleep(LOOK_INTERVAL)
+    with closing(Link(tun)) as link:
+        while not tun.deleted():
+            link.settle()
+            mtu = link.mtu()
+            if mtu not in (0, known_mtu):
+                tunnel.command(pack_command(Command.SET_MTU, index=mtu))
+                known_mtu = mtu
+            found = await trio.to_thread.run_sync(_addresses, tun.ifindex)
+            if found != known:
+                low4 = next((int(address) for address in found if address.version == 4), 0)
+                high6, low6 = next((words(address) for address in found if address.version == 6), (0, 0))
+                tunnel.command(pack_command(Command.OPEN, internal4=low4, internal6_hi=high6, internal6_lo=low6))
+                task_status.started()
+                task_status = trio.TASK_STATUS_IGNORED
+                known = found
+            with trio.move_on_after(LOOK_INTERVAL):
+                await trio.lowlevel.wait_readable(link.changes)
     log.info("the interface was deleted, which ends the client", interface=tun.name)
     scope.cancel()
 

@@ -11,7 +11,6 @@ import fcntl
 import os
 import re
 import socket
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -29,7 +28,6 @@ TUNSETOFFLOAD: Final = 0x400454D0
 TUN_F_CSUM: Final = 0x01
 TUN_F_TSO4: Final = 0x02
 TUNGETIFF: Final = 0x800454D2
-SIOCGIFMTU: Final = 0x8921
 IFREQ_BYTES: Final = 40
 IFNAMSIZ: Final = 16
 TUN_F_TSO6: Final = 0x04
@@ -63,16 +61,10 @@ class Tun:
 
     def deleted(self) -> bool:
         """Whether somebody deleted the interface. Renamed, or moved to another network namespace, it lives on."""
-        return not self._current_name()
+        return not self.current_name()
 
-    def mtu(self) -> int:
-        """As it is now; 0 when the interface is in another network namespace."""
-        with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-            answer = fcntl.ioctl(asking, SIOCGIFMTU, self._current_name().ljust(IFREQ_BYTES, b"\0"))
-            return int.from_bytes(answer[IFNAMSIZ : IFNAMSIZ + 4], sys.byteorder)
-        return 0
-
-    def _current_name(self) -> bytes:
+    def current_name(self) -> bytes:
+        """Of the interface, wherever it is; empty when it is gone."""
         try:
             return fcntl.ioctl(self.fd, TUNGETIFF, bytes(IFREQ_BYTES))[:IFNAMSIZ].rstrip(b"\0")
         except OSError:
