@@ -31,7 +31,7 @@ from egressvpn.dataplane.local import (
 from egressvpn.dataplane.syscalls import MSG_DONTWAIT, copy, recvmmsg
 from egressvpn.dataplane.tables import BATCH_BUCKETS, GATEWAY, Counter
 from egressvpn.dataplane.transmit import answer, flush_staged, report, report_freed, report_wanted
-from egressvpn.kernel import Octets, Row, Word, kernel
+from egressvpn.kernel import Octets, Row, Word, inlined, kernel
 from egressvpn.nat.translate import open_outbound, outbound
 from egressvpn.packet.ecn import decapsulate
 from egressvpn.packet.headers import parse
@@ -177,7 +177,7 @@ def _read_control(octets: Octets, slot: Word, available: Word) -> Word:
     return segment
 
 
-@kernel
+@inlined
 def _message(b: Bundle, socket: Word, slot: Word, offset: Word, size: Word, heard: Word, now: Word) -> Word:
     """One message. Returns the device it authenticated, or 0; whatever is not let through is counted here."""
     octets, counters = b.local.octets, b.work.counters
@@ -216,7 +216,7 @@ def _message(b: Bundle, socket: Word, slot: Word, offset: Word, size: Word, hear
     return number
 
 
-@kernel
+@inlined
 def _open(b: Bundle, offset: Word, size: Word, now: Word) -> Word:
     """The session slot that authenticated the data message, or minus the verdict."""
     octets = b.local.octets
@@ -272,7 +272,7 @@ def _promote(b: Bundle, number: Word, session_slot: Word, now: Word) -> None:
     flush_staged(b, number, now)
 
 
-@kernel
+@inlined
 def _inner(b: Bundle, number: Word, start: Word, available: Word, ecn: Word, now: Word) -> Word:
     """The decrypted packet: check, translate, send on. Returns the verdict."""
     octets, packet, worker = b.local.octets, b.local.packet[0], b.work.worker[0]
@@ -300,7 +300,7 @@ def _inner(b: Bundle, number: Word, start: Word, available: Word, ecn: Word, now
     return PASS
 
 
-@kernel
+@inlined
 def _owner(b: Bundle, device: Row, number: Word, packet: Row) -> Word:
     """Whose source address it is. A device's own first address is a host route, so nothing is more specific."""
     if packet.version == 4:
@@ -312,7 +312,7 @@ def _owner(b: Bundle, device: Row, number: Word, packet: Row) -> Word:
     return lookup6(b.prefixes, packet.source_hi, packet.source_lo)
 
 
-@kernel
+@inlined
 def _translate(b: Bundle, number: Word, packet: Row, now: Word) -> Word:
     if packet.ttl <= 1:
         if packet.version == 4:
