@@ -26,6 +26,7 @@ from egressvpn.netio.udp import SO_MARK, UdpSocket
 from egressvpn.verdict import Verdict
 from egressvpn.wireguard.constants import COOKIE_REFRESH_TIME, SECOND
 from egressvpn.wireguard.interface import Clear, DropStaged, Install, Interface, KeepTimestamp, SendKeepalive, Transmit
+from egressvpn.wireguard.messages import COOKIE_REPLY
 from egressvpn.wireguard.tables import MAX_IDENTITIES, WireGuardTables
 
 log = structlog.get_logger(__name__)
@@ -251,6 +252,8 @@ class Tunnel:
             self.handshakes[verdict.label] += 1
             log.debug("handshake refused", source=event.path, reason=verdict.label)
             return
+        if event.octets[0] == COOKIE_REPLY:
+            return  # taken, and no handshake yet
         self.handshakes["completed"] += 1
         self.handshake_counts[bisect_left(HANDSHAKE_BUCKETS, seconds)] += 1
         self.handshake_seconds += seconds
