@@ -66,6 +66,7 @@ class Requests:
 
     def __init__(self) -> None:
         self._rest = b""  # the beginning of a line
+        self._judged = False  # that line was answered before its end; the rest of it means nothing
         self._part = Part()
         self._read: Callable[[str], Request | None] = self._operation
 
@@ -73,15 +74,22 @@ class Requests:
         """The requests that these octets complete, one at a time."""
         *lines, self._rest = (self._rest + octets).split(b"\n")
         for line in lines:
+            if self._judged:
+                self._judged = False
+                continue
             request = self._read(line.decode("ascii", "replace")) if len(line) <= MAX_LINE else self._on_long_line()
             if request is not None:
                 yield request
+        if self._judged:
+            self._rest = b""
+            return
         request = None
         if len(self._rest) > MAX_LINE:
-            self._rest = b"-" * MAX_LINE  # it stays too long, and is not kept
             request = self._on_long_line()
+            self._judged, self._rest = True, b""
         elif self._rest and self._read == self._after_get:
             request = self._after_get("something")  # wrong already, whatever follows
+            self._judged, self._rest = True, b""
         if request is not None:
             yield request
 
