@@ -5,10 +5,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 # What the lab, the bench and the tests call. wireguard-tools' recommends pull a kernel: hence --no-install-recommends.
-PACKAGES := wireguard-tools wireguard-go nftables iproute2 iperf3 iputils-ping traceroute bind9-dnsutils curl tcpdump procps tshark
+PACKAGES := wireguard-tools wireguard-go nftables iproute2 iperf3 iputils-ping traceroute bind9-dnsutils curl tcpdump procps tshark coturn
 
 # The suites that run a second time with every kernel interpreted (those that exist).
-INTERPRETED := $(wildcard tests/test_prefixes.py tests/packet tests/nat tests/policy tests/wireguard tests/dataplane tests/fuzz)
+INTERPRETED := $(wildcard tests/test_prefixes.py tests/packet tests/nat tests/policy tests/wireguard tests/dataplane tests/fuzz tests/security)
 
 # Coverage-guided fuzzing: which targets (all that have a corpus), and how long each.
 FUZZ ?= $(notdir $(wildcard tests/fuzz/corpus/*))
@@ -34,6 +34,7 @@ packages:
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" != 0 ]; then echo "not root, so these Debian packages stay missing and the lab cannot run:$$missing" >&2; exit 0; fi; \
 	echo "installing:$$missing"; export DEBIAN_FRONTEND=noninteractive; \
+	case "$$missing" in *coturn*) [ ! -d /run/systemd/system ] || systemctl --quiet mask coturn.service;; esac; : its tools, not its service; \
 	apt-get update -qq && apt-get install -qq -y --no-install-recommends $$missing >/dev/null
 
 lint: .venv/.installed ## ruff: the rules of pyproject.toml and the format

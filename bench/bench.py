@@ -198,10 +198,10 @@ def table(ours: dict[str, float], peer: dict[str, float], peer_title: str) -> st
     return "\n".join(lines)
 
 
-def into_docs(text: str) -> None:
-    """Replace the measured table of docs/performance.md."""
+def into_docs(text: str, name: str = "bench") -> None:
+    """Replace a measured table of docs/performance.md."""
     file = ROOT / "docs/performance.md"
-    begin, end = "<!-- bench -->", "<!-- /bench -->"
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     before, rest = file.read_text().split(begin)
     file.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
 

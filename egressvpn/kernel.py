@@ -15,7 +15,7 @@ House rules for kernels, so that both ways compute the same:
 import ctypes
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
@@ -42,12 +42,22 @@ def _usable() -> bool:
 
 JIT: Final[bool] = _usable()
 
-_count = 0
+_kernels: list[Any] = []
 
 
 def kernels() -> int:
     """How many kernels the modules imported so far define."""
-    return _count
+    return len(_kernels)
+
+
+def compile_for(called: Collection[Any]) -> None:
+    """From now on compile what only kernels call without the code that Python would call it by: a third of the work and more.
+
+    `called` are those that Python calls. What is compiled so belongs into a cache of its own (dataplane/cache.py).
+    """
+    for function in _kernels:
+        if JIT and not any(function is entry for entry in called):
+            function.targetoptions["no_cpython_wrapper"] = True
 
 
 if JIT:
@@ -55,19 +65,22 @@ if JIT:
     from llvmlite import binding
     from numba import types
 
-    _options = {"nogil": True, "cache": True, "boundscheck": True, "error_model": "numpy", "_nrt": False}
+    _options = {"nogil": True, "cache": True, "boundscheck": True, "error_model": "numpy", "_nrt": False, "no_cfunc_wrapper": True}
 
     def kernel(function: F) -> F:
         """Compile `function` on first call (cached on disk by the caller's NUMBA_CACHE_DIR)."""
-        global _count
-        _count += 1
-        return numba.njit(**_options)(function)  # type: ignore[no-any-return]
+        _kernels.append(numba.njit(**_options)(function))
+        return _kernels[-1]  # type: ignore[no-any-return]
 
     def inlined(function: F) -> F:
         """A kernel that becomes part of its callers: for what is called once, or too small to be worth passing a bundle of tables."""
-        global _count
-        _count += 1
-        return numba.njit(forceinline=True, **_options)(function)  # type: ignore[no-any-return]
+        _kernels.append(numba.njit(forceinline=True, **_options)(function))
+        return _kernels[-1]  # type: ignore[no-any-return]
+
+    def spliced(function: F) -> F:
+        """A large kernel with one caller: put into it before anything is compiled, so that it and all below are not optimised twice."""
+        _kernels.append(numba.njit(inline="always", **_options)(function))
+        return _kernels[-1]  # type: ignore[no-any-return]
 
     def foreign(library: ctypes.CDLL, name: str, result: str, *arguments: str) -> Any:
         """A C function callable from kernels. Types are 'p' (pointer or size, 64 bit), 'i' (32 bit) or 'v' (nothing)."""
@@ -81,11 +94,11 @@ else:
 
     def kernel(function: F) -> F:
         """Interpreted: the function itself."""
-        global _count
-        _count += 1
+        _kernels.append(function)
         return function
 
     inlined = kernel
+    spliced = kernel
 
     def foreign(library: ctypes.CDLL, name: str, result: str, *arguments: str) -> Any:
         """A C function callable from kernels. Types are 'p' (pointer or size, 64 bit), 'i' (32 bit) or 'v' (nothing)."""

@@ -38,15 +38,17 @@ class Verdict(IntEnum):
     TTL_EXCEEDED = 26
     PACKET_TOO_BIG = 27
     DEVICE_DISABLED = 28
+    MARTIAN = 29  # a source or destination that no packet from there may have
     # translation
     NO_MAPPING = 30
     FILTERED = 31
     FLOW_TABLE_FULL = 32
-    MAPPING_TABLE_FULL = 33
     PORTS_EXHAUSTED = 34
     NO_EXTERNAL_ADDRESS = 35
     SLICE_VIOLATION = 36
     UNMATCHED_ICMP_ERROR = 37
+    QUOTA_EXCEEDED = 38  # the device has as many flows or port blocks as it may
+    TCP_OUT_OF_WINDOW = 39  # a reset that its receiver would not believe (RFC 5961)
     # on the way out
     NO_ROUTE = 40
     NO_SESSION = 41
@@ -55,6 +57,11 @@ class Verdict(IntEnum):
     SEND_FAILED = 44
     TUN_WRITE_FAILED = 45
     NOT_CONFIGURED = 46
+    # new mappings and fragments
+    RATE_EXCEEDED = 47  # the device makes new mappings faster than it may
+    FRAGMENT_OVERLAP = 48
+    FRAGMENT_LIMIT = 49  # too many datagrams in pieces at once
+    FRAGMENT_TIMEOUT = 50
 
     @property
     def label(self) -> str:

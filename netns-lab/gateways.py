@@ -30,6 +30,15 @@ table inet peer {
 }
 """
 
+MASQUERADE_RULES = """
+table inet peer {
+  chain postrouting {
+    type nat hook postrouting priority srcnat;
+    iifname "wg0" oifname "wan0" masquerade
+  }
+}
+"""
+
 
 class Gateway(Protocol):
     """What the demo, the bench and the tests need of a gateway."""
@@ -129,9 +138,10 @@ class Peer:
 
     interface = DEVICE
 
-    def __init__(self, lab: Lab, binary: str = "wireguard-go") -> None:
+    def __init__(self, lab: Lab, binary: str = "wireguard-go", rules: str = PEER_RULES) -> None:
         self.lab = lab
         self.binary = binary
+        self.rules = rules
         self.title = f"{Path(binary).name} + nftables"
         self.name = "peer-gateway"
         self.pid = 0
@@ -162,7 +172,7 @@ class Peer:
             f"addr add fd64::1/64 dev {DEVICE}",
             f"link set {DEVICE} mtu 1420 up",
         )
-        run(["ip", "netns", "exec", self.lab.gateway, "nft", "-f", "-"], stdin=PEER_RULES)
+        run(["ip", "netns", "exec", self.lab.gateway, "nft", "-f", "-"], stdin=self.rules)
         return time.monotonic() - begun
 
     def stop(self) -> int | None:

@@ -5,10 +5,12 @@ listeners tell whether the gateway lives, and the metrics where they are wanted.
 """
 
 import http
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import msgspec
+import trio
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -19,6 +21,7 @@ from starlette.routing import Route
 from egressvpn.errors import OperatorError
 from egressvpn.observe import metrics
 from egressvpn.observe.view import GatewayView
+from egressvpn.observe.whois import answer, question
 
 DEFAULT_FLOWS: Final = 100
 MAX_FLOWS: Final = 10_000  # in one answer
@@ -32,7 +35,8 @@ def application(source: GatewayView, *, administration: bool = False, measured: 
     if measured is not None:
         routes.append(Route("/metrics", _metrics(measured)))
     if administration:
-        routes += [Route("/v1/status", _status(source)), Route("/v1/flows", _flows(source))]
+        routes += [Route("/v1/status", _status(source)), Route("/v1/flows", _flows(source)), Route("/v1/pools", _pools(source))]
+        routes += [Route("/v1/whois", _whois(source)), Route("/v1/explain", _explain(source))]
     else:
         routes.append(Route("/v1/{path:path}", _administration_elsewhere, methods=["GET", "POST", "PUT", "PATCH", "DELETE"]))
     handlers: Any = {HTTPException: _on_http_error, OperatorError: _on_operator_error, Exception: _on_bug}
@@ -88,6 +92,38 @@ def _flows(source: GatewayView) -> Endpoint:
             return problem(404, f"there is no device named {peer}")
 
     return flows
+
+
+def _pools(source: GatewayView) -> Endpoint:
+    async def pools(_: Request) -> Response:
+        return _json({"items": source.pools()})
+
+    return pools
+
+
+def _whois(source: GatewayView) -> Endpoint:
+    async def who(request: Request) -> Response:
+        asked = request.query_params
+        try:
+            what = question(asked.get("endpoint", ""), asked.get("proto", ""), asked.get("at", ""), time.time_ns())
+        except OperatorError as error:
+            return problem(400, error.what, mend=error.mend)
+        return _json(await trio.to_thread.run_sync(answer, what, source.whois))
+
+    return who
+
+
+def _explain(source: GatewayView) -> Endpoint:
+    async def explain(request: Request) -> Response:
+        peer, destination = request.query_params.get("peer", ""), request.query_params.get("destination", "")
+        try:
+            return _json(await source.explain(peer, destination))
+        except LookupError:
+            return problem(404, f"there is no device named {peer}")
+        except OperatorError as error:
+            return problem(400, error.what, mend=error.mend)
+
+    return explain
 
 
 async def _administration_elsewhere(_: Request) -> Response:

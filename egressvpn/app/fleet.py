@@ -6,7 +6,7 @@ endpoint do: sessions and flows stay. Work is done for what changed alone, so a 
 
 import socket
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Final
 
@@ -15,7 +15,8 @@ import structlog
 import trio
 
 from egressvpn.addresses import IPNetwork, Path, pack_sockaddr, words
-from egressvpn.app.egress import external4, external6, pool_addresses
+from egressvpn.app.accounting import Accounts
+from egressvpn.app.pools import Egress, Pools
 from egressvpn.control.devices import gateway_address
 from egressvpn.control.schema import Config
 from egressvpn.control.store import BEGINNING, Device, Store
@@ -43,9 +44,16 @@ class Member:
 
     slot: int
     device: Device
-    pool_slot: int  # its external IPv4 address in the worker's table of pool addresses; 0: none
-    external4: IPv4Address | None
-    external6: IPv6Address | None
+    egress: Egress
+
+    @property
+    def external4(self) -> IPv4Address | None:
+        """Where it goes out unless the data path, which knows what is free, has found another address of the pool."""
+        return self.egress.external4
+
+    @property
+    def external6(self) -> IPv6Address | None:
+        return self.egress.external6
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +79,18 @@ class _Plan:
 class Fleet:
     """Keeps the worker's device table equal to the store."""
 
-    def __init__(self, config: Config, store: Store, tunnel: Tunnel) -> None:
-        self._config = config
+    def __init__(self, config: Config, store: Store, tunnel: Tunnel, accounts: Accounts) -> None:
+        self.config = config
         self._store = store
         self._tunnel = tunnel
+        self._accounts = accounts
         self._free = list(range(config.wireguard.max_devices, 0, -1))
-        self._taken6: set[IPv6Address] = set()
-        self._addresses = {pool.name: pool_addresses(pool.addresses) for pool in config.pools}
-        self._first_slot: dict[str, int] = {}
+        self.pools = Pools(config, tunnel, accounts)
         self._revision = BEGINNING
         self._following = trio.Lock()
         self._newest: dict[bytes, bytes] = {}  # by public key: the timestamp that a replayed initiation cannot be newer than
         self._recorded: dict[bytes, bytes] = {}  # the same, as the store has it
-        self._denied: set[IPNetwork] = set()
+        self.denied: set[IPNetwork] = set()  # addresses of this machine
         self._outside: dict[int, Device] = {}  # by id: devices of the store that have no slot
         self.members: dict[str, Member] = {}
         self.by_id: dict[int, Member] = {}
@@ -91,7 +98,6 @@ class Fleet:
         self.by_slot: dict[int, Member] = {}
         self.store_error = ""
         self.left_out: dict[str, str] = {}  # devices that cannot connect, and why
-        self.pool_of_slot: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self.members)
@@ -99,20 +105,14 @@ class Fleet:
     async def open(self) -> None:
         """Identities, pools, policy and devices into the worker's tables, then OPEN; returns when the worker has done it all."""
         self._tunnel.set_identities()
-        slot = 1
-        for pool in self._config.pools:
-            self._first_slot[pool.name] = slot
-            for address in self._addresses[pool.name]:
-                self.pool_of_slot[slot] = pool.name
-                self._tunnel.command(
-                    pack_command(Command.ADD_POOL, external4=slot, low=int(address), port_low=pool.ports.low, port_high=pool.ports.high)
-                )
-                slot += 1
-        for prefix in (*self._config.policy.deny, *self._config.tunnel.networks):
-            self._deny(prefix)
+        self.pools.open()
+        for prefix in (*self.config.policy.deny, *self.config.tunnel.networks):
+            self._tell_prefix(Command.ADD_DENIED, prefix)
+        for prefix in self.config.nat.exempt:
+            self._tell_prefix(Command.ADD_EXEMPT, prefix)
         self.deny_machine()
         await self._follow()
-        inner = [gateway_address(network) for network in self._config.tunnel.networks]
+        inner = [gateway_address(network) for network in self.config.tunnel.networks]
         low4 = next((int(address) for address in inner if address.version == 4), 0)
         high6, low6 = next((words(address) for address in inner if address.version == 6), (0, 0))
         self._tunnel.command(pack_command(Command.OPEN, internal4=low4, internal6_hi=high6, internal6_lo=low6))
@@ -131,9 +131,9 @@ class Fleet:
         """No device reaches the gateway's own services by way of the tunnel: its addresses are denied, new ones when seen."""
         for local in local_addresses():
             address = ip_network(local.address.ip)
-            if address not in self._denied and not local.address.is_link_local and not local.address.is_loopback:
-                self._denied.add(address)
-                self._deny(address)
+            if address not in self.denied and not local.address.is_link_local and not local.address.is_loopback:
+                self.denied.add(address)
+                self._tell_prefix(Command.ADD_DENIED, address)
 
     async def follow(self) -> None:
         """Look whether the store changed, and follow. A store that is away is not the end: what is loaded goes on."""
@@ -146,6 +146,16 @@ class Fleet:
             if not self.store_error:
                 log.error("store is away; forwarding goes on with what is loaded", error=str(error))
             self.store_error = str(error)
+
+    async def change_pools(self, config: Config) -> None:
+        """Go on with the pools of another configuration. Devices whose addresses stay notice nothing."""
+        async with self._following:
+            with trio.CancelScope(shield=True):  # neither the pools nor a device are left half done
+                await self.pools.change(config)
+                self.config = config
+                members, outside = list(self.by_id.values()), list(self._outside.values())
+                await self._carry_out(_Plan(self._revision, (), [self._news(m.device) for m in members]))
+                await self._carry_out(_Plan(self._revision, (), [self._news(device) for device in outside]))
 
     # the tasks of `run`
 
@@ -161,7 +171,7 @@ class Fleet:
 
     async def _listen(self) -> None:
         try:
-            bell = Bell(self._config.state_dir / BELL)
+            bell = Bell(self.config.state_dir / BELL)
         except OSError as error:
             log.warning("changes of the store are seen later: nobody can wake the gateway", error=str(error))
             return
@@ -252,10 +262,10 @@ class Fleet:
         device = news.device
         known = self.by_id.get(device.id)
         self.left_out.pop(device.name if known is None else known.device.name, None)
-        if known is not None and known.device.pool != device.pool:  # another external address: nothing of the old may go on
-            self._remove(known)
+        if known is not None and (known.device.pool != device.pool or not self.pools.knows(device.pool)):
+            self._remove(known)  # another external address: nothing of the old may go on
             known = None
-        member = self._join(device) if known is None else replace(known, device=device)
+        member = self._join(device, known)
         if member is None:
             self._outside[device.id] = device
             return
@@ -274,23 +284,18 @@ class Fleet:
             self._tunnel.add_prefixes(member.slot, part)
             yield len(part)
 
-    def _join(self, device: Device) -> Member | None:
-        """A slot and external addresses for a device that has none. None when it must stay outside."""
-        pool = self._config.pool(device.pool)
-        if pool is None:
+    def _join(self, device: Device, known: Member | None) -> Member | None:
+        """A slot and external addresses for a device, those it has if it can keep them. None when it must stay outside."""
+        if not self.pools.knows(device.pool):
             self._leave_out(device, f"{device.name} is in pool {device.pool}, which is not configured")
             return None
-        if not self._free:
+        if known is None and not self._free:
             self._leave_out(device, f"{device.name} has no room: raise [wireguard] max_devices")
             return None
-        addresses = self._addresses[pool.name]
-        position = external4(str(device.id), addresses)
-        address6 = external6(str(device.id), pool.addresses, self._taken6)
-        if address6 is not None:
-            self._taken6.add(address6)
-        if position is None:
-            return Member(self._free.pop(), device, 0, None, address6)
-        return Member(self._free.pop(), device, self._first_slot[pool.name] + position, addresses[position], address6)
+        self._accounts.on_device(device)
+        if known is None:
+            return Member(self._free.pop(), device, self.pools.join(device))
+        return Member(known.slot, device, self.pools.join(device, known.egress))
 
     def _leave_out(self, device: Device, why: str) -> None:
         if device.id not in self._outside:
@@ -322,8 +327,7 @@ class Fleet:
         self._recorded.pop(member.device.public_key, None)
         self._tunnel.interface.remove_peer(member.slot)
         self._tunnel.command(pack_command(Command.REMOVE_DEVICE, member.slot))
-        if member.external6 is not None:
-            self._taken6.discard(member.external6)
+        self._accounts.on_device_gone(member.device.id)
         self._free.append(member.slot)
 
     def _unlist(self, member: Member) -> None:
@@ -343,9 +347,11 @@ class Fleet:
                 internal4=news.address4,
                 internal6_hi=high,
                 internal6_lo=low,
-                external4=member.pool_slot,
+                external4=member.egress.slot,
                 external6_hi=external_high,
                 external6_lo=external_low,
+                identity=member.device.id,
+                fixed=member.egress.fixed,
                 persistent_interval=member.device.persistent_keepalive * NANOSECOND,
             )
         )
@@ -365,9 +371,9 @@ class Fleet:
         self._tunnel.interface.set_path(member.slot, path)
         self._tunnel.command(pack_command(Command.SET_PATH, member.slot, path=path))
 
-    def _deny(self, prefix: IPNetwork) -> None:
+    def _tell_prefix(self, kind: Command, prefix: IPNetwork) -> None:
         high, low = words(prefix.network_address)
-        self._tunnel.command(pack_command(Command.ADD_DENIED, version=prefix.version, high=high, low=low, prefix_length=prefix.prefixlen))
+        self._tunnel.command(pack_command(kind, version=prefix.version, high=high, low=low, prefix_length=prefix.prefixlen))
 
 
 def _parts(networks: list[IPNetwork]) -> Iterator[list[IPNetwork]]:

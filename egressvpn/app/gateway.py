@@ -27,13 +27,16 @@ from egressvpn import __version__
 from egressvpn.api.http import serve
 from egressvpn.api.uapi_server import DIRECTORY, may_serve, serve_control
 from egressvpn.app import collector
+from egressvpn.app.accounting import EPOCH, Accounts, next_epoch
+from egressvpn.app.alarms import Alarms
 from egressvpn.app.entry import run_trio
 from egressvpn.app.files import kept_timestamp, timestamp_keeper
 from egressvpn.app.fleet import Fleet
+from egressvpn.app.pools import wanted_slices
 from egressvpn.app.ports import open_listeners
+from egressvpn.app.reload import reload
 from egressvpn.app.uapi import GatewayControl, Overrides, overrides, own_private_key
 from egressvpn.app.view import View
-from egressvpn.control.config import load
 from egressvpn.control.schema import Config
 from egressvpn.control.store import Store, open_store
 from egressvpn.control.supervisor import Supervisor
@@ -49,6 +52,7 @@ from egressvpn.netio.sysctl import ensure_forwarding, restore
 from egressvpn.netio.tun import Tun, open_tun
 from egressvpn.netio.udp import UdpSocket
 from egressvpn.observe import systemd
+from egressvpn.observe.nat_log import NatLog
 from egressvpn.wireguard.indexes import SessionIndexes
 from egressvpn.wireguard.interface import Interface
 
@@ -56,6 +60,8 @@ log = structlog.get_logger(__name__)
 
 LINK_INTERVAL: Final = 2.0  # s between two looks at the TUN
 LOOKS_PER_ROUTE_LOOK: Final = 5
+SPARE_ADDRESSES: Final = 64  # room for pools that a reload puts in
+SPARE_BLOCKS: Final = 1024
 JOURNAL: Final = "sysctl.json"  # in state_dir: what to restore
 TIMESTAMP: Final = "timestamp"  # in state_dir: what no initiation of ours has gone beyond
 FILTERING: Final = {
@@ -76,6 +82,7 @@ class _Parts:
     sockets: list[UdpSocket]
     tun: Tun
     memory: arena.Arena
+    accounts: Accounts
     began: float
 
 
@@ -96,7 +103,8 @@ def run(config: Config) -> None:
         tun = _tun(config, undo)
         memory = _arena(config, tun)
         undo.callback(os.close, memory.fd)
-        run_trio(_main, _Parts(config, private_key, over, store, sockets, tun, memory, began))
+        accounts = _accounts(config, store, memory)
+        run_trio(_main, _Parts(config, private_key, over, store, sockets, tun, memory, accounts, began))
 
 
 def _leave(number: int, frame: object) -> None:
@@ -133,16 +141,19 @@ def _connect(config: Config, tun: Tun, netlink: Netlink) -> None:
     for pool in config.pools:
         for prefix in pool.addresses:
             netlink.add_pool_route(prefix, tun.ifindex)
+    for network in config.tunnel.networks if config.nat.exempt else ():
+        netlink.add_route(network, tun.ifindex)  # answers of exempt destinations come to devices' own addresses
 
 
 def limits(config: Config) -> Limits:
-    """What the worker's arena is dimensioned for."""
-    addresses = sum(prefix.num_addresses for pool in config.pools for prefix in pool.addresses if prefix.version == 4)
+    """What the worker's arena is dimensioned for. Other pools can be put in while it runs; rows that are not used cost no memory."""
+    slices = wanted_slices(config)
     return Limits(
         max_devices=config.wireguard.max_devices,
         max_prefixes=max(MAX_PREFIXES, 4 * config.wireguard.max_devices),
         max_flows=config.nat.max_flows,
-        pool_addresses=max(1, addresses),
+        pool_addresses=2 * len(slices) + SPARE_ADDRESSES,
+        blocks_per_address=max([one.blocks for one in slices.values()], default=0) + SPARE_BLOCKS,
         mtu=config.wireguard.mtu,
     )
 
@@ -160,25 +171,49 @@ def _arena(config: Config, tun: Tun) -> arena.Arena:
         filtering=FILTERING[config.nat.filtering],
         udp=timeouts.udp * NANOSECOND,
         tcp_established=timeouts.tcp_established * NANOSECOND,
-        tcp_transitory=timeouts.tcp_transitory * NANOSECOND,
+        tcp_opening=timeouts.opening * NANOSECOND,
+        tcp_closing=timeouts.closing * NANOSECOND,
         icmp=timeouts.icmp * NANOSECOND,
+        hold_down=config.nat.hold_down * NANOSECOND,
+        max_flows_per_device=config.nat.max_flows_per_device,
+        mapping_rate=config.nat.mapping_rate,
+        mapping_burst=config.nat.mapping_burst,
     )
     return memory
 
 
+def _accounts(config: Config, store: Store, memory: arena.Arena) -> Accounts:
+    """The NAT log, with a new epoch begun."""
+    nat_log = NatLog(config.state_dir, config.log.nat_log) if config.log.nat_log else None
+    epoch = next_epoch(nat_log, store.setting(EPOCH))
+    store.set_setting(EPOCH, str(epoch))
+    hold_down = config.nat.hold_down * NANOSECOND
+    accounts = Accounts(memory.bundle(NatTables), nat_log, gateway=config.gateway.name, epoch=epoch, hold_down=hold_down)
+    accounts.begin()
+    return accounts
+
+
 async def _main(parts: _Parts) -> None:
-    config, memory, tun = parts.config, parts.memory, parts.tun
+    """The accounts are closed last, when the data path has ended."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(parts.accounts.run)
+        await _run(parts)
+        nursery.cancel_scope.cancel()
+
+
+async def _run(parts: _Parts) -> None:
+    config, memory, tun, accounts = parts.config, parts.memory, parts.tun, parts.accounts
     supervisor = Supervisor(memory, limits(config), tun.fd, [udp.fd for udp in parts.sockets], config.dataplane.jit)
     indexes = SessionIndexes(memory.tables["sessions"].size, 0, secrets.token_bytes)
     timestamp = config.state_dir / TIMESTAMP
     interface = Interface(parts.private_key, indexes, secrets.token_bytes, kept_timestamp(timestamp))
     tunnel = Tunnel(supervisor, interface, parts.sockets, timestamp_keeper(timestamp))
-    fleet = Fleet(config, parts.store, tunnel)
-    view = View(config, supervisor, tunnel, fleet, parts.began)
+    fleet = Fleet(config, parts.store, tunnel, accounts)
+    view = View(config, supervisor, tunnel, fleet, accounts, parts.began)
     control = GatewayControl(config, parts.store, tunnel, fleet, parts.over.fwmark, view.on_key_changed)
     collector.begin()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_await_signal, nursery.cancel_scope, view)
+        nursery.start_soon(_await_signal, nursery.cancel_scope, view, tun)
         nursery.start_soon(collector.run)
         await nursery.start(supervisor.run, tunnel.handle)
         nursery.start_soon(tunnel.run)
@@ -187,7 +222,8 @@ async def _main(parts: _Parts) -> None:
         nursery.start_soon(tunnel.follow_routes)
         await fleet.open()
         nursery.start_soon(fleet.run)
-        nursery.start_soon(_watch_link, config, tun, view)
+        nursery.start_soon(Alarms(memory.bundle(NatTables), fleet).run)
+        nursery.start_soon(_watch_link, tun, view)
         await serve(nursery, config, view)
         await nursery.start(_serve_control, nursery.cancel_scope, control, tun, view)
         collector.keep()
@@ -233,32 +269,19 @@ def _stop(scope: trio.CancelScope, view: View) -> None:
     scope.cancel()
 
 
-async def _await_signal(scope: trio.CancelScope, view: View) -> None:
+async def _await_signal(scope: trio.CancelScope, view: View, tun: Tun) -> None:
     """SIGTERM and SIGINT end the gateway; SIGHUP looks at the configuration and at the store at once."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async for number in signals:
             if number == signal.SIGHUP:
-                await _reload(view)
+                await reload(view.fleet, tun.ifindex)
                 continue
             log.info("stopping", signal=signal.Signals(number).name)
             _stop(scope, view)
             return
 
 
-async def _reload(view: View) -> None:
-    """Devices and the machine's own addresses follow at once; what else changed in the configuration waits for the next start."""
-    await view.fleet.follow()
-    view.fleet.deny_machine()
-    try:
-        changed = load(view.config.path) != view.config
-    except OperatorError as error:
-        log.error("the configuration has a mistake; the gateway goes on with what it has", error=str(error))
-        return
-    if changed:
-        log.warning("the configuration changed; it takes effect with the next start")
-
-
-async def _watch_link(config: Config, tun: Tun, view: View) -> None:
+async def _watch_link(tun: Tun, view: View) -> None:
     """Somebody set the TUN down (which drops its routes) or deleted it: mend the one, say the other.
 
     Down and up again between two looks loses the routes as well, so they are looked at too, less often.
@@ -273,7 +296,7 @@ async def _watch_link(config: Config, tun: Tun, view: View) -> None:
         if not up:
             log.error("the TUN was set down; setting it up again with its routes", interface=tun.name)
         try:
-            _connect(config, tun, Netlink())
+            _connect(view.config, tun, Netlink())
             view.link_trouble = ""
         except OperatorError as error:
             view.link_trouble = f"interface {tun.name} or its routes cannot be set up: {error}"

@@ -170,7 +170,7 @@ class GatewayControl:
             changes,
             replace=replace,
             own_key=self._tunnel.interface.public_key,
-            pool=self._config.pools[0].name,
+            pool=self._fleet.config.pools[0].name,
             limit=self._config.wireguard.max_devices,
             now=int(time.time()),
         )

@@ -4,6 +4,7 @@ import base64
 import os
 import time
 from collections.abc import Sequence
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,14 +12,18 @@ import numpy as np
 
 from egressvpn import __version__
 from egressvpn.addresses import IPNetwork
+from egressvpn.app.accounting import Accounts
+from egressvpn.app.explain import explain
 from egressvpn.app.fleet import Fleet
 from egressvpn.control.schema import Config
 from egressvpn.control.supervisor import Supervisor
 from egressvpn.control.tunnel import HANDSHAKE_BUCKETS, Tunnel
 from egressvpn.dataplane.tables import BATCH_BUCKETS, Counter
+from egressvpn.nat.pool_view import pool_usage
 from egressvpn.nat.tables import NatTables
-from egressvpn.nat.view import flows, pool_usage
-from egressvpn.observe.view import Count, Counters, Flow, Histogram, PeerCounters, PoolStatus, PortsUsed, Status, WorkerStatus
+from egressvpn.nat.view import flows
+from egressvpn.observe.nat_history import Whois, log_files, whois
+from egressvpn.observe.view import AddressUsage, Count, Counters, Flow, Histogram, PeerCounters, PoolStatus, Status, WorkerStatus
 from egressvpn.verdict import VERDICTS, Verdict
 from egressvpn.wireguard.constants import REJECT_AFTER_TIME
 
@@ -31,12 +36,12 @@ PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 class View:
     """Implements GatewayView."""
 
-    def __init__(self, config: Config, supervisor: Supervisor, tunnel: Tunnel, fleet: Fleet, began: float) -> None:
+    def __init__(self, config: Config, supervisor: Supervisor, tunnel: Tunnel, fleet: Fleet, accounts: Accounts, began: float) -> None:
         self.ready = False
         self.stopping = False
         self.link_trouble = ""  # what is wrong with the TUN
         self.fleet = fleet
-        self.config = config
+        self._accounts = accounts
         self._supervisor = supervisor
         self._tunnel = tunnel
         self._began = began
@@ -45,6 +50,11 @@ class View:
         tables = supervisor.arena.tables
         self._counters: Any = tables["counters"]
         self._nat: Any = supervisor.arena.bundle(NatTables)
+
+    @property
+    def config(self) -> Config:
+        """Its pools may change while the gateway runs."""
+        return self.fleet.config
 
     def on_key_changed(self) -> None:
         """The file of the private key was written, or removed."""
@@ -99,6 +109,20 @@ class View:
         names = {number: member.device.name for number, member in self.fleet.by_slot.items()}
         return [dict(_flow(row, names)) for row in flows(self._nat, time.monotonic_ns(), slot, limit)]
 
+    def pools(self) -> list[AddressUsage]:
+        """Every IPv4 pool address, in the order of the configuration's pools."""
+        order = {pool.name: number for number, pool in enumerate(self.config.pools)}
+        usage = [_usage(row, self.fleet.pools.pool_of(row["slot"])) for row in pool_usage(self._nat, time.monotonic_ns())]
+        return sorted(usage, key=lambda one: (order.get(one["pool"], len(order)), IPv4Address(one["address"])))
+
+    def whois(self, address: str, port: int | None, begin: str, end: str) -> Whois:
+        """Who held an address and port, from the files of the log. Blocks: call it in a thread."""
+        return whois(log_files(self.config.state_dir, self.config.log.nat_log), address, port, begin, end)
+
+    async def explain(self, peer: str, destination: str) -> dict[str, Any]:
+        """What would become of a packet. Raises LookupError for a device, OperatorError for a destination that is none."""
+        return dict(await explain(self.config, self.fleet, self._tunnel, peer, destination))
+
     def counters(self) -> Counters:
         array = self._counters
         settings = self._nat.settings[0]
@@ -112,9 +136,17 @@ class View:
             },
             drops=self._drops(),
             flows=int(settings.flows),
+            max_flows=self._nat.flows.size - 1,
             flows_created=int(settings.flows_created),
+            flows_expired=int(settings.flows_expired),
+            mappings=int(settings.mappings),
+            mappings_created=int(settings.mappings_created),
+            blocks_allocated=int(settings.blocks_given),
+            blocks_released=int(settings.blocks_taken_back),
+            quota_exceeded=int(settings.quota_exceeded),
+            nat_log_dropped=self._accounts.dropped,
             slice_violations=int(settings.slice_violations),
-            ports_used=self._ports_used(),
+            pools=self.pools(),
             handshakes=dict(self._tunnel.handshakes),
             handshake_seconds=Histogram(HANDSHAKE_BUCKETS, list(self._tunnel.handshake_counts), self._tunnel.handshake_seconds),
             batch_packets=Histogram(
@@ -146,6 +178,8 @@ class View:
             found.append(f"{self._tunnel.failures} events met a bug; see the log and report it")
         if counters.slice_violations:
             found.append(f"{counters.slice_violations} packets had a port outside our slice and were stopped: report this as a bug")
+        if self._accounts.trouble:
+            found.append(f"{self._accounts.trouble}; {self._accounts.dropped} events are missing so far")
         if not self._supervisor.jit:
             found.append("the data path runs interpreted and is slow: install numba, or set [dataplane] jit = true")
         return [*found, *self.fleet.left_out.values()]
@@ -169,17 +203,11 @@ class View:
                 name=pool.name,
                 addresses=[str(prefix) for prefix in pool.addresses],
                 ports=str(pool.ports),
-                ports_used=sum(used.ports for used in counters.ports_used if used.pool == pool.name),
+                ports_used=sum(sum(used["used"].values()) for used in counters.pools if used["pool"] == pool.name),
                 country=pool.country,
                 city=pool.city,
             )
             for pool in self.config.pools
-        ]
-
-    def _ports_used(self) -> list[PortsUsed]:
-        return [
-            PortsUsed(self.fleet.pool_of_slot[row["slot"]], row["address"], row["tcp"] + row["udp"] + row["icmp"])
-            for row in pool_usage(self._nat)
         ]
 
     def _connected(self) -> int:
@@ -199,6 +227,19 @@ class View:
             sent_bytes=int(row.sent_bytes),
             last_handshake_seconds=int(row.last_handshake_wall) / 1e9,
         )
+
+
+def _usage(row: dict[str, Any], pool: str) -> AddressUsage:
+    return AddressUsage(
+        pool=pool,
+        address=row["address"],
+        ports=[row["port_low"], row["port_high"]],
+        used={"tcp": row["tcp"], "udp": row["udp"], "icmp": row["icmp"]},
+        block_size=row["block_size"],
+        blocks={"all": row["blocks"], "used": row["blocks_used"], "free": row["blocks_free"], "held": row["blocks_held"]},
+        devices=row["devices"],
+        exhausted=row["exhausted"],
+    )
 
 
 def _listed(networks: Sequence[IPNetwork]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from egressvpn import __version__
-from egressvpn.cli import client, gateway, observation, peer
+from egressvpn.cli import accountability, client, gateway, observation, peer
 from egressvpn.cli.common import DEFAULT_CONFIG, Invocation, output_option
 from egressvpn.errors import OperatorError
 
@@ -45,7 +45,12 @@ def cli(context: click.Context, config_path: str | None, verbose: bool) -> None:
         context.color = False
 
 
-for command in (gateway.init, gateway.check, gateway.up, observation.status, observation.flows, observation.pool, peer.peer, client.client):
+for command in (
+    *(gateway.init, gateway.check, gateway.up),
+    *(observation.status, observation.flows, observation.pool),
+    *(accountability.whois, accountability.explain),
+    *(peer.peer, client.client),
+):
     cli.add_command(command)
 
 

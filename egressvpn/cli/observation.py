@@ -165,3 +165,26 @@ def pool_list(invocation: Invocation) -> None:
     ]
     columns = ("NAME", "ADDRESSES", "PORTS", "USED", "DEVICES", "PLACE")
     echo_table(columns, rows, empty="no pools", right=("USED", "DEVICES"))
+
+
+@pool.command("usage")
+@output_option
+@pass_invocation
+def pool_usage(invocation: Invocation) -> None:
+    """Of each address of the running gateway: ports in use, blocks used, free and held back."""
+    answer = ask(invocation.config(), "/v1/pools")
+    if invocation.json:
+        echo_json(answer)
+        return
+    columns = ("POOL", "ADDRESS", "PORTS", "TCP", "UDP", "ICMP", "BLOCKS", "USED", "FREE", "HELD", "DEVICES", "EXHAUSTED")
+    rows = [
+        (
+            *(item["pool"], item["address"], "{}-{}".format(*item["ports"])),
+            *(item["used"][protocol] for protocol in ("tcp", "udp", "icmp")),
+            f"{item['blocks']['all']} of {item['block_size']}",
+            *(item["blocks"][state] for state in ("used", "free", "held")),
+            *(item["devices"], item["exhausted"]),
+        )
+        for item in answer["items"]
+    ]
+    echo_table(columns, rows, empty="no IPv4 addresses", right=columns[3:])

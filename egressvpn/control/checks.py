@@ -6,11 +6,14 @@ gateway's own port from inside the tunnel and receive what others send to it (po
 
 import ipaddress
 from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import IPv4Network
 from typing import Final
 
 from egressvpn.addresses import IPAddress, IPNetwork
-from egressvpn.control.schema import Config, Dataplane, Log, Nat, Pool
+from egressvpn.control.schema import Config, Dataplane, Pool
 from egressvpn.control.values import SocketAddress
+from egressvpn.nat.deterministic import Deterministic
 
 Key = tuple[str | int, ...]  # ("pool", 0, "ports"): the way to a value in the file
 Finding = tuple[Key, str, str]  # key, what, mend
@@ -18,17 +21,34 @@ Finding = tuple[Key, str, str]  # key, what, mend
 MAX_POOL_ADDRESSES: Final = 4096  # IPv4, all pools together: each has a port bitmap of 8 KiB per protocol
 MAX_LISTEN: Final = 8  # UDP sockets of the data path
 MAX_DENIED: Final = 4000  # networks; the data path has room for 4096, its own addresses and networks included
+MAX_EXEMPT: Final = 1000  # networks; the data path has room for 1024
+LEAST_FIXED: Final = 8  # ports of a predefined block
+LONGEST_TIMEOUT: Final = 7 * 86_400  # s; flows tell the time with 32 bits of milliseconds
 LEAST_TIMEOUTS: Final = {  # key of [nat.timeouts] -> seconds, and who says so
     "udp": (120, "RFC 4787 REQ-5"),
     "tcp_established": (7440, "RFC 5382 REQ-5"),
     "tcp_transitory": (240, "RFC 5382 REQ-5"),
+    "opening": (6, "RFC 5382 REQ-4"),  # RFC 7857 2.1 allows less than 240 s here
+    "closing": (240, "RFC 5382 REQ-5"),
     "icmp": (60, "RFC 5508 REQ-2"),
 }
 
 
 def contradictions(config: Config) -> list[Finding]:
     """Everything that must be mended before the gateway may start."""
-    checks = (_listeners, _tunnel_networks, _pools, _overlaps, _shadowed_listeners, _timeouts, _policy, _api, _store)
+    checks = (
+        _listeners,
+        _tunnel_networks,
+        _pools,
+        _overlaps,
+        _deterministic_pools,
+        _shadowed_listeners,
+        _timeouts,
+        _exempt,
+        _policy,
+        _api,
+        _store,
+    )
     return [finding for check in checks for finding in check(config)]
 
 
@@ -81,6 +101,41 @@ def _pools(config: Config) -> Iterator[Finding]:
             return
 
 
+def deterministic(pool: Pool, config: Config) -> Deterministic | None:
+    """How a pool's ports belong to inside addresses beforehand (RFC 7422). Raises ValueError when that cannot be."""
+    inside = pool.inside or next((network for network in config.tunnel.networks if network.version == 4), None)
+    if pool.allocation != "deterministic" or not isinstance(inside, IPv4Network):
+        return None
+    outside = [network for network in pool.addresses if isinstance(network, IPv4Network)]
+    ports = (pool.ports.low, pool.ports.high)
+    plan = Deterministic(inside, outside, pool.dynamic_factor, ports)
+    return replace(plan, max_ports=plan.ports_per_user + pool.max_blocks * pool.block_size)
+
+
+def _deterministic_pools(config: Config) -> Iterator[Finding]:
+    for number, pool in enumerate(config.pools):
+        key, inside = ("pool", number), pool.inside
+        if pool.allocation != "deterministic":
+            continue
+        if inside is not None and not any(inside.version == 4 and _within(inside, network) for network in config.tunnel.networks):
+            yield (*key, "inside"), f"{inside} is not in an IPv4 network of the tunnel", "name a part of tunnel.networks"
+            continue
+        try:
+            plan = deterministic(pool, config)
+        except ValueError as error:
+            yield (*key, "allocation"), str(error), "name fewer inside addresses with inside, or use another allocation"
+            continue
+        if plan is None:
+            yield (*key, "allocation"), "there is no IPv4 network in the tunnel", 'use allocation = "dynamic"'
+        elif plan.ports_per_user < LEAST_FIXED:
+            what = f"{plan.ports_per_user} ports for each of {plan.compression} devices per address are too few"
+            yield (*key, "allocation"), what, "name fewer inside addresses with inside, or add pool addresses"
+
+
+def _within(network: IPNetwork, other: IPNetwork) -> bool:
+    return _overlap(network, other) and network.prefixlen >= other.prefixlen
+
+
 def _overlap(one: IPNetwork, other: IPNetwork) -> bool:
     return one.version == other.version and one.overlaps(other)
 
@@ -119,12 +174,33 @@ def pool_with(config: Config, address: IPAddress) -> Pool | None:
 
 def _timeouts(config: Config) -> Iterator[Finding]:
     for name, (least, source) in LEAST_TIMEOUTS.items():
-        if getattr(config.nat.timeouts, name) < least:
-            yield (
-                ("nat", "timeouts", name),
-                f"{getattr(config.nat.timeouts, name)}s is below the {least}s of {source}",
-                f'use "{least}s" or more',
-            )
+        seconds = getattr(config.nat.timeouts, name)
+        key = ("nat", "timeouts", f"tcp_{name}" if name in ("opening", "closing") else name)
+        if seconds < least and name not in _repeated(config):
+            yield key, f"{seconds}s is below the {least}s of {source}", f'use "{least}s" or more'
+        if seconds > LONGEST_TIMEOUT and name not in _repeated(config):
+            yield key, f"{seconds}s is more than the data path can measure", 'use "7d" or less'
+
+
+def _repeated(config: Config) -> set[str]:
+    """Timeouts that are tcp_transitory's, where any mistake is told already."""
+    timeouts = config.nat.timeouts
+    return {name for name in ("opening", "closing") if getattr(timeouts, f"tcp_{name}") is None}
+
+
+def _exempt(config: Config) -> Iterator[Finding]:
+    """Destinations that are not translated for (RFC 6888 REQ-6)."""
+    key = ("nat", "exempt")
+    if len(config.nat.exempt) > MAX_EXEMPT:
+        yield key, f"{len(config.nat.exempt)} networks are more than the {MAX_EXEMPT} there is room for", "merge some of them"
+    own = [network for pool in config.pools for network in pool.addresses] + list(config.tunnel.networks)
+    for network in config.nat.exempt:
+        if not _unicast(network) or network.prefixlen == 0:
+            yield key, f"{network} cannot be exempt from translation", "name the networks that devices reach with their own addresses"
+            continue
+        for other in own:
+            if _overlap(network, other):
+                yield key, f"{network} overlaps {other}, a network of this gateway", "take it out"
 
 
 def _policy(config: Config) -> Iterator[Finding]:
@@ -164,6 +240,11 @@ def notes(config: Config) -> list[str]:
         found.append(f"wireguard.listen takes every local address: none of {pools} may be an address of this machine")
     if config.wireguard.endpoint is None:
         found.append("wireguard.endpoint is not set: `peer add` cannot write client configurations")
+    denied = [str(network) for network in config.nat.exempt if any(_within(other, network) for other in config.policy.deny)]
+    if denied:
+        found.append(f"nat.exempt {', '.join(denied)} is denied, or a part of it: of policy.deny and nat.exempt the longer prefix decides")
+    if not config.log.nat_log:
+        found.append("log.nat_log is off: nobody can tell later which device had an address, and ports are not held over a restart")
     unreachable = [str(resolver) for resolver in config.tunnel.dns if any(resolver in network for network in config.policy.deny)]
     if unreachable:
         found.append(f"tunnel.dns {', '.join(unreachable)} is denied by policy.deny: devices could not resolve names there")
@@ -181,13 +262,5 @@ def notes(config: Config) -> list[str]:
 
 def _reserved(config: Config) -> Iterator[str]:
     """Keys away from their defaults that the data path does not use yet."""
-    for number, pool in enumerate(config.pools):
-        for key in ("block_size", "max_blocks"):
-            if getattr(pool, key) != Pool.__dataclass_fields__[key].default:
-                yield f"pool[{number}].{key}"
-    if config.nat.hold_down != Nat().hold_down:
-        yield "nat.hold_down"
     if config.dataplane.workers != Dataplane().workers:
         yield "dataplane.workers"
-    if config.log.nat_log != Log().nat_log:
-        yield "log.nat_log"

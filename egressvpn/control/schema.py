@@ -80,8 +80,11 @@ class Pool:
     name: Name
     addresses: Networks
     ports: Annotated[PortRange, Parsed(values.ports)] = values.ports("1024-65535")
-    block_size: Annotated[int, Meta(ge=1, le=64_512, description="1 to 64512 ports")] = 256
-    max_blocks: Annotated[int, Meta(ge=1, le=4096, description="1 to 4096 blocks")] = 8
+    block_size: Annotated[int, Meta(ge=8, le=64_512, description="8 to 64512 ports")] = 256
+    max_blocks: Annotated[int, Meta(ge=1, le=256, description="1 to 256 blocks")] = 8  # of a device
+    allocation: Literal["dynamic", "deterministic"] = "dynamic"
+    inside: Annotated[IPNetwork | None, Parsed(values.optional_network)] = None  # deterministic: RFC 7422's I
+    dynamic_factor: Annotated[int, Meta(ge=0, le=1024, description="0 to 1024")] = 2  # deterministic: RFC 7422's D
     country: Annotated[str, Meta(pattern=r"^([A-Z]{2})?$", description="two capital letters (ISO 3166-1), or empty")] = ""
     city: Annotated[str, Meta(max_length=100, description="at most 100 characters")] = ""
 
@@ -93,14 +96,28 @@ class Timeouts:
     udp: Duration = 300
     tcp_established: Duration = 7440
     tcp_transitory: Duration = 240
+    tcp_opening: Annotated[int | None, Parsed(values.optional_duration)] = None  # RFC 7857 2.1 wants the two apart
+    tcp_closing: Annotated[int | None, Parsed(values.optional_duration)] = None
     icmp: Duration = 60
+
+    @property
+    def opening(self) -> int:
+        return self.tcp_transitory if self.tcp_opening is None else self.tcp_opening
+
+    @property
+    def closing(self) -> int:
+        return self.tcp_transitory if self.tcp_closing is None else self.tcp_closing
 
 
 @record
 class Nat:
     filtering: Literal["endpoint-independent", "address-dependent", "address-and-port-dependent"] = "address-dependent"
     max_flows: Annotated[int, Meta(ge=1024, le=16_777_216, description="1024 to 16777216")] = 1_048_576
+    max_flows_per_device: Annotated[int, Meta(ge=1, le=16_777_216, description="1 to 16777216")] = 16_384
+    mapping_rate: Annotated[int, Meta(ge=0, le=1_000_000, description="0 (no limit) to 1000000 a second")] = 1000  # of a device
+    mapping_burst: Annotated[int, Meta(ge=1, le=1_000_000, description="1 to 1000000")] = 4000
     hold_down: Duration = 120
+    exempt: Networks = ()
     timeouts: Timeouts = Timeouts()
 
 

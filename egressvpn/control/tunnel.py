@@ -4,6 +4,7 @@ The gateway and the reference client share it. All sessions are sealed and opene
 handshake, per timer or per change of configuration.
 """
 
+import itertools
 import math
 import secrets
 import socket
@@ -18,7 +19,7 @@ import numpy as np
 import structlog
 import trio
 
-from egressvpn.addresses import IPNetwork, Path
+from egressvpn.addresses import IPAddress, IPNetwork, Path, words
 from egressvpn.control.supervisor import Supervisor
 from egressvpn.dataplane.channel import Command, Event, Happened, pack_command, pack_prefixes
 from egressvpn.netio.routes import Routes
@@ -55,16 +56,16 @@ class Tunnel:
         self.wg: Any = supervisor.arena.bundle(WireGuardTables)
         self._worker: Any = supervisor.arena.tables["worker"][0]
         self.handshakes: Counter[str] = Counter()
-        self.handshake_counts = [0] * (len(HANDSHAKE_BUCKETS) + 1)
-        self.handshake_seconds = 0.0  # sum over all
+        self.handshake_counts, self.handshake_seconds = [0] * (len(HANDSHAKE_BUCKETS) + 1), 0.0  # by duration, and the sum over all
         self._keep_timestamp = keep_timestamp
         self._wake = trio.Event()
         self._sleeps_until = math.inf
         self.failures = 0  # events whose handling met a bug
         self.refused: set[str] = set()  # kinds of commands that the worker could not carry out
-        self._syncs = 0
-        self._synced = 0  # the newest of them that the worker has answered
+        self._syncs, self._synced = 0, 0  # how many SYNCs were sent, and the newest that the worker has answered
         self._answered = trio.Event()  # the next one
+        self._questions = itertools.count(1)
+        self._asked: dict[int, tuple[trio.Event, list[Happened]]] = {}  # EXPLAIN commands that are not answered yet
         self._installing: set[int] = set()  # session indexes handed to the worker since the last SYNC
         self._on: dict[Event, Callable[[Happened, int, int], None]] = {
             Event.HANDSHAKE: self._on_handshake,
@@ -75,6 +76,8 @@ class Tunnel:
             Event.READY: self._on_ready,
             Event.SYNCED: self._on_synced,
             Event.REFUSED: self._on_refused,
+            Event.EXPLAINED: self._on_explained,
+            Event.POOL_REMOVED: lambda *_: None,  # the tables tell it, too, and never lose it
         }
         self._carry: dict[type, Callable[[Any], None]] = {
             KeepTimestamp: self._keep,
@@ -118,6 +121,22 @@ class Tunnel:
         with trio.move_on_after(SETTLE_PATIENCE):
             while self._synced < number:
                 await self._answered.wait()
+
+    async def explain(self, device: int, destination: IPAddress, port: int, protocol: int) -> Happened | None:
+        """What the worker would do with the first packet of such a flow; None when there is no worker to answer."""
+        number, answered, answers = next(self._questions), trio.Event(), list[Happened]()
+        self._asked[number] = answered, answers
+        high, low = words(destination)
+        version = destination.version
+        self.command(
+            pack_command(Command.EXPLAIN, device, index=number, version=version, high=high, low=low, port_low=port, state=protocol)
+        )
+        try:
+            with trio.move_on_after(SETTLE_PATIENCE):
+                await answered.wait()
+        finally:
+            del self._asked[number]
+        return answers[0] if answers else None
 
     async def rotate_cookies(self) -> None:
         """A secret behind the cookies we give out, now, and another one before anybody could have learnt much about it."""
@@ -280,6 +299,12 @@ class Tunnel:
         kind = Command(event.first)
         log.error("the data path refused a command", command=kind.name.lower(), device=event.owner)
         self.refused.add(kind.name.lower().replace("_", " "))
+
+    def _on_explained(self, event: Happened, now: int, wall_ns: int) -> None:
+        if event.index in self._asked:
+            answered, answers = self._asked[event.index]
+            answers.append(event)
+            answered.set()
 
     def _sync(self) -> None:
         self._syncs += 1

@@ -124,6 +124,11 @@ def duration(value: object) -> int:
     return seconds
 
 
+def optional_duration(value: object) -> int | None:
+    """Seconds, or nothing when empty."""
+    return None if value == "" else duration(value)
+
+
 def ports(value: object) -> PortRange:
     """A slice like "1024-65535"; a single port is a slice of one."""
     match = re.fullmatch(r"\s*(\d{1,5})\s*(?:-\s*(\d{1,5})\s*)?", text(value))
@@ -164,6 +169,11 @@ def network(value: object) -> IPNetwork:
     raise UnacceptableError(
         f"{written} has host bits set", f'write "{meant}", or "{written.split("/")[0]}/{meant.max_prefixlen}" for one address'
     )
+
+
+def optional_network(value: object) -> IPNetwork | None:
+    """A network in CIDR form, or nothing when empty."""
+    return None if value == "" else network(value)
 
 
 def _split_port(written: str, example: str) -> tuple[str, int]:

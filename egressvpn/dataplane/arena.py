@@ -30,6 +30,12 @@ class Arena:
     fd: int
     tables: dict[str, Any]
     offsets: dict[str, int]
+    memory: mmap.mmap
+
+    def clear(self, name: str) -> None:
+        """Make a table empty, and give its memory back."""
+        length = -(-self.tables[name].nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        self.memory.madvise(mmap.MADV_REMOVE, self.offsets[name], length)
 
     def bundle(self, kind: Any) -> Any:
         """A NamedTuple class filled with the tables its fields name."""
@@ -76,7 +82,7 @@ def attach(fd: int, layout: Layout) -> Arena:
         table = np.frombuffer(memory, dtype, count, entry["offset"])
         tables[entry["name"]] = table.view(np.recarray) if dtype.names else table
         offsets[entry["name"]] = entry["offset"]
-    return Arena(fd, tables, offsets)
+    return Arena(fd, tables, offsets, memory)
 
 
 def _describe(layout: Layout) -> tuple[bytes, int]:

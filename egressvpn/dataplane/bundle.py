@@ -17,12 +17,13 @@ class Bundle(NamedTuple):
     wg: WireGuardTables
     prefixes: Any  # allowed IPs: whose address it is
     denied: Any  # destinations nobody may reach
+    exempt: Any  # destinations that are reached untranslated
+    egress: Any  # IPv6 networks that external addresses are taken from
     nat: NatTables
 
 
 def bundle(local: Local, arena: Arena) -> Bundle:
     """The arena's tables together with a process's own memory."""
-    tables = arena.tables
-    return Bundle(
-        local, arena.bundle(WorkerTables), arena.bundle(WireGuardTables), tables["prefixes"], tables["denied"], arena.bundle(NatTables)
-    )
+    prefixes, denied, exempt, egress = (arena.tables[name] for name in ("prefixes", "denied", "exempt", "egress"))
+    work, wg, nat = arena.bundle(WorkerTables), arena.bundle(WireGuardTables), arena.bundle(NatTables)
+    return Bundle(local, work, wg, prefixes, denied, exempt, egress, nat)

@@ -15,6 +15,8 @@ from typing import Final
 
 PACKAGE = Path(__file__).parent.parent
 KERNEL_LAYERS = ("packet", "nat", "policy", "wireguard", "dataplane")
+WORKER: Final = "kernels"  # compiled as the worker needs them: most cannot be called from Python (kernel.compile_for)
+TESTS: Final = "callable"
 KEPT: Final = 5  # compiled versions of other sources that may stay, the newest
 
 
@@ -51,21 +53,21 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "egressvpn"
 
 
-def cache_dir() -> Path:
+def cache_dir(name: str = WORKER) -> Path:
     """The directory for NUMBA_CACHE_DIR. It need not exist yet."""
-    return cache_root() / f"kernels-{source_hash()}"
+    return cache_root() / f"{name}-{source_hash()}"
 
 
-def prepare() -> bool:
+def prepare(name: str = WORKER) -> bool:
     """Create the directory, point numba at it, drop old ones. True when kernels were compiled into it before."""
-    directory = cache_dir()
+    directory = cache_dir(name)
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError:
         return False  # numba then uses a directory of its own, or compiles anew each time
     os.utime(directory)
     os.environ["NUMBA_CACHE_DIR"] = str(directory)
-    others = {*directory.parent.glob("kernels-*")} - {directory}
+    others = {*directory.parent.glob(f"{name}-*")} - {directory}
     for old in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
     return (directory / "warm").exists()

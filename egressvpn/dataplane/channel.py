@@ -33,6 +33,8 @@ class Event(IntEnum):
     SYNCED = 8  # every command before SYNC has been applied
     REFUSED = 9  # the command of kind `first` could not be carried out: a table is full
     FAILED = 10  # the worker met a bug; text in `octets`
+    EXPLAINED = 11  # the answer to EXPLAIN number `index`: `first` and `second` as explain.py says
+    POOL_REMOVED = 12  # nothing of the address in pool slot `first` is left
 
 
 class Command(IntEnum):
@@ -47,7 +49,7 @@ class Command(IntEnum):
     REMOVE_DEVICE = 7
     ADD_PREFIXES = 8  # allowed IPs of `device`: PREFIX_RECORDs in `octets`
     ADD_DENIED = 9
-    ADD_POOL = 10
+    ADD_POOL = 10  # the IPv4 address `low` in pool slot `external4`, or (version 6) a network that external addresses are taken from
     SET_PATH = 11  # where `device` is, when it has not been heard yet
     SYNC = 12  # answer with SYNCED
     TRANSMIT = 13  # send the handshake datagram in `octets` for `device` along the path
@@ -57,6 +59,12 @@ class Command(IntEnum):
     SET_SOCKET = 17  # UDP socket number `socket` is replaced by the descriptor that travels with the command
     FORGET_SOURCE = 18  # let routing choose where we write to `device` from, if that is still the local address of the path
     SET_MTU = 19  # of the tunnel, `index` octets
+    REMOVE_POOL = 20  # what ADD_POOL added; the flows on an address end step by step, then POOL_REMOVED
+    HOLD_BLOCK = 21  # the block of pool slot `external4` that begins at `port_low` is nobody's but `identity`'s until `wall` (monotonic ns)
+    EXPLAIN = (
+        22  # what would be done with a packet of `owner` to this address, port `port_low`, protocol `state`; `index` names the request
+    )
+    ADD_EXEMPT = 23  # a prefix that is reached untranslated (RFC 6888 REQ-6)
 
 
 _PATH = [
@@ -86,7 +94,7 @@ COMMAND = np.dtype(
         ("high", "i8"),
         ("low", "i8"),
         ("prefix_length", "i8"),
-        # SET_DEVICE, ADD_POOL
+        # SET_DEVICE, ADD_POOL, HOLD_BLOCK
         ("state", "i8"),
         ("internal4", "i8"),
         ("internal6_hi", "i8"),
@@ -97,12 +105,19 @@ COMMAND = np.dtype(
         ("persistent_interval", "i8"),
         ("port_low", "i8"),
         ("port_high", "i8"),
+        ("group", "i8"),  # of the pool address: which [[pool]] it belongs to
+        ("block_size", "i8"),
+        ("max_blocks", "i8"),  # per device
+        ("fixed_blocks", "i8"),  # predefined blocks of `fixed_size` ports
+        ("fixed_size", "i8"),
+        ("identity", "i8"),  # the device's id in the store
+        ("fixed", "i8"),  # number of its predefined block + 1; 0: none
         *_PATH,
     ],
     align=True,
 )
 
-_COMMAND: Final = struct.Struct("=6q32s32s14q2q32sq40sq192s")
+_COMMAND: Final = struct.Struct("=6q32s32s21q2q32sq40sq192s")
 _EVENT: Final = struct.Struct("=7q32sq40sq192s")
 _EVENT_HEAD: Final = struct.Struct("=5q")
 _WITH_OCTETS: Final = frozenset({Event.PROGRESS, Event.HANDSHAKE, Event.FAILED})
@@ -132,6 +147,13 @@ def pack_command(
     persistent_interval: int = 0,
     port_low: int = 0,
     port_high: int = 0,
+    group: int = 0,
+    block_size: int = 0,
+    max_blocks: int = 0,
+    fixed_blocks: int = 0,
+    fixed_size: int = 0,
+    identity: int = 0,
+    fixed: int = 0,
     path: Path | None = None,
     socket: int = 0,
     octets: bytes = b"",
@@ -142,6 +164,7 @@ def pack_command(
         *(kind, owner, index, remote_index, initiator, wall, receive_key, send_key),
         *(version, high, low, prefix_length, state, internal4, internal6_hi, internal6_lo),
         *(external4, external6_hi, external6_lo, persistent_interval, port_low, port_high),
+        *(group, block_size, max_blocks, fixed_blocks, fixed_size, identity, fixed),
         *(socket, len(remote), remote, len(local), local, len(octets), octets),
     )
 

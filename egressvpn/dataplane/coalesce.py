@@ -51,7 +51,7 @@ def emit(local: Local, counters: Octets, packet: Row, uso: Word) -> None:
     if _coalescible(octets, packet, uso) == 1:
         _begin(local, counters, packet, ports)
     else:
-        _write_single(local, counters, packet)
+        write_packet(local, counters, packet.start, packet.length)
 
 
 @kernel
@@ -245,9 +245,10 @@ def _finish_headers(octets: Octets, held: Row) -> None:
 
 
 @kernel
-def _write_single(local: Local, counters: Octets, packet: Row) -> None:
-    header = packet.start - VNET_BYTES
+def write_packet(local: Local, counters: Octets, start: Word, length: Word) -> None:
+    """Send the packet at `start` now, by itself."""
+    header = start - VNET_BYTES
     local.octets[header : header + VNET_BYTES] = 0
     counters[_TUN_WRITES] += 1
-    if write(local.fds[TUN_FD], local.octets.ctypes.data + header, packet.length + VNET_BYTES) < 0:
+    if write(local.fds[TUN_FD], local.octets.ctypes.data + header, length + VNET_BYTES) < 0:
         counters[_TUN_WRITE_FAILED] += 1

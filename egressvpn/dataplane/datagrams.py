@@ -15,7 +15,8 @@ from egressvpn.dataplane.tables import Counter
 from egressvpn.kernel import Octets, Row, Word, kernel
 from egressvpn.packet.octets import put_le16, put_le32, put_le64
 
-HANDSHAKE_TOS: Final = 0x88  # AF41, no ECN (kernel: HANDSHAKE_DSCP)
+HANDSHAKE_TOS: Final = np.int64(0x88)  # AF41, no ECN (kernel: HANDSHAKE_DSCP)
+ZERO: Final = np.int64(0)  # no literal: numba compiles a kernel anew for each
 SOL_UDP, UDP_SEGMENT = 17, 103
 IPPROTO_IP, IP_TOS = 0, 1
 IPPROTO_IPV6, IPV6_TCLASS = 41, 67
@@ -27,11 +28,13 @@ TX_SENDS: Final = int(Counter.TX_SENDS)
 def send_to_device(b: Bundle, device: Row, start: Word, length: Word, segment: Word, tos: Word) -> Word:
     """One sendmsg to a device's endpoint; when the address it wrote to is no longer ours, from whichever routing chooses."""
     sent = send_along(
-        b, device.socket, device.remote, 0, device.remote_length, device.local, 0, device.local_length, start, length, segment, tos
+        b, device.socket, device.remote, ZERO, device.remote_length, device.local, ZERO, device.local_length, start, length, segment, tos
     )
     if sent < 0 and device.local_length > 0 and source_is_gone(b):
         device.local_length = 0
-        sent = send_along(b, device.socket, device.remote, 0, device.remote_length, device.local, 0, 0, start, length, segment, tos)
+        sent = send_along(
+            b, device.socket, device.remote, ZERO, device.remote_length, device.local, ZERO, ZERO, start, length, segment, tos
+        )
     return sent
 
 

@@ -39,7 +39,7 @@ from egressvpn.dataplane.local import (
 )
 from egressvpn.dataplane.syscalls import copy, getrandom, ioctl
 from egressvpn.dataplane.tables import Counter
-from egressvpn.dataplane.transmit import report
+from egressvpn.dataplane.transmit import NONE, report
 from egressvpn.kernel import Row, Word, inlined, kernel
 from egressvpn.verdict import Verdict
 from egressvpn.wireguard import cookie
@@ -53,7 +53,7 @@ COOKIE_REQUIRED: Final = int(Verdict.COOKIE_REQUIRED)
 HANDSHAKE_OVERLOAD: Final = int(Verdict.HANDSHAKE_OVERLOAD)
 DROPS: Final = int(Counter.DROPS)
 HANDSHAKES_UP: Final = int(Counter.HANDSHAKES_UP)
-HANDSHAKE: Final = int(Event.HANDSHAKE)
+HANDSHAKE: Final = np.int64(Event.HANDSHAKE)
 
 COOKIE_REPLY: Final = 3
 NONCE_BYTES: Final = 24
@@ -193,7 +193,7 @@ def _hand_up(b: Bundle, socket: Word, slot: Word, offset: Word, size: Word, now:
     copy(event.local, 0, octets, local + 8, 40)
     event.length = size
     copy(event.octets, 0, octets, offset, size)
-    if report(b, HANDSHAKE, 0, 0, 0) == 1:
+    if report(b, HANDSHAKE, NONE, NONE, NONE) == 1:
         b.work.counters[HANDSHAKES_UP] += 1
     else:
         worker.under_load_until = now + LOAD_LASTS

@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from egressvpn.dataplane.channel import COMMAND, EVENT
+from egressvpn.packet.fragments import DATAGRAM, HEAD, UNITS
 from egressvpn.packet.record import PACKET
 from egressvpn.wireguard.blake2s import Scratch, scratch
 
@@ -17,6 +18,10 @@ SUPERS: Final = 8  # super-packets open at a time, one flow each
 MAX_SEGMENTS: Final = 64  # per super-packet or UDP_SEGMENT send (kernel: UDP_MAX_SEGMENTS)
 MAX_SEND: Final = 65_507  # octets of one UDP_SEGMENT send
 MAX_SOCKETS: Final = 8
+OUTSIDE_DATAGRAMS: Final = 128  # in pieces at a time, from outside
+DEVICE_DATAGRAMS: Final = 8  # of one device
+INSIDE_DATAGRAMS: Final = 128  # of all devices
+DATAGRAMS: Final = 1 + OUTSIDE_DATAGRAMS + INSIDE_DATAGRAMS  # slot 0 is never used
 FREED: Final = 8  # session indexes given up in one step, at most four
 
 # --- octets
@@ -43,7 +48,11 @@ OUT_BYTES: Final = 256 * 1024
 REPLY: Final = OUT + OUT_BYTES + 2048  # a cookie reply
 NONCES: Final = REPLY + 64  # random octets for cookie replies to come
 NONCES_BYTES: Final = 4080  # 170 nonces
-OCTETS: Final = NONCES + NONCES_BYTES
+HEADER: Final = NONCES + NONCES_BYTES  # the header that pieces of a datagram get
+HEADER_BYTES: Final = 256
+PIECES: Final = HEADER + HEADER_BYTES + 64  # datagrams that came in pieces; what is not used takes no memory
+PIECES_STRIDE: Final = HEAD + 65_536 + 64
+OCTETS: Final = PIECES + DATAGRAMS * PIECES_STRIDE
 
 # --- words
 MESSAGES: Final = 0  # struct mmsghdr[BATCH], 8 words each
@@ -61,7 +70,12 @@ SUPER_VECTORS: Final = NEXT_SWEEP + 1  # struct iovec[MAX_SEGMENTS] per super-pa
 SUPER_VECTOR_WORDS: Final = 2 * MAX_SEGMENTS
 NONCES_LEFT: Final = SUPER_VECTORS + SUPERS * SUPER_VECTOR_WORDS  # octets at the end of NONCES that were not used yet
 BACKLOG: Final = NONCES_LEFT + 1  # where the channel's backlog is written
-WORDS: Final = BACKLOG + 1
+ERROR_LENGTH: Final = BACKLOG + 1  # octets at ICMP that are to be sent outside
+WAITING: Final = ERROR_LENGTH + 1  # how many packets of the datagram in work wait for `forward`
+WAITING_PACKETS: Final = WAITING + 1  # device, offset, length and verdict of each
+WAITING_WORDS: Final = 4
+MAX_WAITING: Final = DATAGRAM_BYTES // 32  # messages in a datagram
+WORDS: Final = WAITING_PACKETS + MAX_WAITING * WAITING_WORDS
 
 # --- fds
 CHANNEL_FD: Final = 0
@@ -106,7 +120,9 @@ class Local(NamedTuple):
     octets: Any
     words: Any
     contexts: Any  # per session: opening context, sealing context, the session index both are keyed for
-    packet: Any  # the packet in work
+    packet: Any  # the packet in work, and one that is made about it
+    datagrams: Any  # those in pieces, by slot
+    covered: Any  # of each, UNITS octets: 1 where data are there
     supers: Any
     run: Any
     events: Any
@@ -125,7 +141,9 @@ def create(sessions: int, channel: int, tun: int, sockets: list[int]) -> Local:
         np.zeros(OCTETS, np.uint8),
         np.zeros(WORDS, np.int64),
         np.zeros(sessions * CONTEXT_WORDS, np.int64),
-        np.zeros(1, PACKET).view(np.recarray),
+        np.zeros(2, PACKET).view(np.recarray),
+        np.zeros(DATAGRAMS, DATAGRAM).view(np.recarray),
+        np.zeros(DATAGRAMS * UNITS, np.uint8),
         np.zeros(SUPERS, SUPER).view(np.recarray),
         np.zeros(1, RUN).view(np.recarray),
         np.zeros(1, EVENT).view(np.recarray),

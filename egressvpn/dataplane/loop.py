@@ -1,5 +1,6 @@
 """The packet loop: one nogil kernel that polls, reads, processes and writes, and the sweep that runs every 100 ms.
 
+What time brings in great numbers, flows that expire, is handled in steps: while some are left, one between every two turns.
 It returns to Python only for a command that comes seldom, or to let Python notice signals. Nothing else is per packet.
 """
 
@@ -7,29 +8,31 @@ from typing import Final
 
 import numpy as np
 
+from egressvpn.dataplane.answers import answer_waiting_syns
 from egressvpn.dataplane.bundle import Bundle
 from egressvpn.dataplane.channel import Event
 from egressvpn.dataplane.door import refill
+from egressvpn.dataplane.egress import end_some
 from egressvpn.dataplane.local import BATCH, CHANNEL_FD, NAP, NEXT_SWEEP, POLL, SOCKETS, TUN_FD, UDP_FDS
 from egressvpn.dataplane.orders import carry_out_waiting
+from egressvpn.dataplane.reassembly import give_up_old
 from egressvpn.dataplane.receive import LARGE, last_size, receive
 from egressvpn.dataplane.segment import read_tun
 from egressvpn.dataplane.sessions import clear_sessions
 from egressvpn.dataplane.syscalls import POLLIN, clock, nanosleep, poll
 from egressvpn.dataplane.tables import ICMP_ERRORS_BURST, ICMP_ERRORS_PER_SWEEP, Counter
-from egressvpn.dataplane.transmit import flush_run, report
-from egressvpn.kernel import Octets, Word, kernel
-from egressvpn.nat.expiry import sweep as sweep_flows
+from egressvpn.dataplane.transmit import NONE, flush_run, report
+from egressvpn.kernel import Octets, Word, kernel, spliced
+from egressvpn.nat.expiry import STEP, expire
 from egressvpn.wireguard.constants import DUE_ZERO
 from egressvpn.wireguard.tables import ENABLED
 from egressvpn.wireguard.timers import due, due_again
 
 SWEEP_INTERVAL: Final = 100_000_000  # ns
-SWEEP_FLOWS: Final = 20_000  # flow slots visited per sweep: a million flows in 5 s
 ROUNDS: Final = 8  # receive batches of a socket before the next reader has its turn
 FEW: Final = 4  # datagrams per batch when they are GRO batches: stays in the processor's cache
 TUN_READS: Final = 64  # packets from the TUN before the sockets have their turn
-DUE: Final = int(Event.DUE)
+DUE: Final = np.int64(Event.DUE)
 POLLS: Final = int(Counter.POLLS)
 RX_PACKETS: Final = int(Counter.RX_PACKETS)
 TX_PACKETS: Final = int(Counter.TX_PACKETS)
@@ -48,21 +51,20 @@ def run(b: Bundle, rounds: Word) -> Word:
     now = clock(words)
     woke = np.int64(0)
     handled = np.int64(0)
+    behind = np.int64(0)
     sockets = fds[SOCKETS]
     tun = fds[TUN_FD]
     for _ in range(rounds):
-        words[POLL] = fds[CHANNEL_FD] | (POLLIN << 32)
-        words[POLL + 1] = (tun & 0xFFFFFFFF) | (POLLIN << 32)
-        for socket in range(sockets):
-            words[POLL + 2 + socket] = fds[UDP_FDS + socket] | (POLLIN << 32)
-        wait = max(0, (words[NEXT_SWEEP] - now + 999_999) // 1_000_000)
-        ready = np.int64(poll(words.ctypes.data + 8 * POLL, 2 + sockets, wait))
+        wait = max(0, (words[NEXT_SWEEP] - now + 999_999) // 1_000_000) if behind == 0 else 0
+        ready = _poll(words, fds, tun, wait)
         b.work.counters[POLLS] += 1
         now = clock(words)
         if now >= words[NEXT_SWEEP]:
             sweep(b, now)
-            words[NEXT_SWEEP] = now + SWEEP_INTERVAL
+            behind = np.int64(1)
             tun = fds[TUN_FD]
+        if behind != 0:
+            behind = np.int64(tidy(b, now))
         if ready <= 0:
             continue
         done = _handled(b.work.counters)
@@ -90,6 +92,17 @@ def run(b: Bundle, rounds: Word) -> Word:
 
 
 @kernel
+def _poll(words: Octets, fds: Octets, tun: Word, wait: Word) -> Word:
+    """Wait at most so many ms until something can be read. How many descriptors that are."""
+    sockets = fds[SOCKETS]
+    words[POLL] = fds[CHANNEL_FD] | (POLLIN << 32)
+    words[POLL + 1] = (tun & 0xFFFFFFFF) | (POLLIN << 32)
+    for socket in range(sockets):
+        words[POLL + 2 + socket] = fds[UDP_FDS + socket] | (POLLIN << 32)
+    return np.int64(poll(words.ctypes.data + 8 * POLL, 2 + sockets, wait))
+
+
+@kernel
 def _handled(counters: Octets) -> Word:
     return counters[RX_PACKETS] + counters[TX_PACKETS]
 
@@ -102,7 +115,7 @@ def _nap(words: Octets) -> None:
     nanosleep(words.ctypes.data + 8 * NAP, 0)
 
 
-@kernel
+@spliced
 def _receive_some(b: Bundle, socket: Word, now: Word) -> None:
     limit = np.int64(BATCH)
     for _ in range(ROUNDS):
@@ -115,7 +128,8 @@ def _receive_some(b: Bundle, socket: Word, now: Word) -> None:
 
 @kernel
 def sweep(b: Bundle, now: Word) -> None:
-    """Everything that time brings: timers that are due, flows that are idle, the rate of ICMP errors. Bounded per call."""
+    """What time brings: timers that are due, answers that were put off, fragments without the rest, the rate of ICMP errors."""
+    b.local.words[NEXT_SWEEP] = now + SWEEP_INTERVAL
     worker = b.work.worker[0]
     worker.icmp_tokens = min(ICMP_ERRORS_BURST, worker.icmp_tokens + ICMP_ERRORS_PER_SWEEP)
     refill(b, now)
@@ -125,6 +139,16 @@ def sweep(b: Bundle, now: Word) -> None:
             bits = due(device, now)
             if bits & DUE_ZERO:  # here and now: control's word to do it could cross a fresh session
                 clear_sessions(b, number)
-            if bits != 0 and report(b, DUE, number, 0, bits) == 0:
+            if bits != 0 and report(b, DUE, np.int64(number), NONE, bits) == 0:
                 due_again(device, bits, now)
-    sweep_flows(b.nat, SWEEP_FLOWS, now)
+    give_up_old(b, now)
+    answer_waiting_syns(b, now)
+    if b.local.run[0].count > 0:
+        flush_run(b)
+
+
+@kernel
+def tidy(b: Bundle, now: Word) -> Word:
+    """One step of what may take many, below a millisecond or so: flows that are idle, pool addresses that go. 1: there is more."""
+    handled = expire(b.nat, STEP, now)
+    return 1 if handled == STEP or end_some(b, now) > 0 else 0

@@ -13,7 +13,7 @@ from egressvpn.dataplane.channel import COMMAND, PREFIX_RECORD, Command, Event
 from egressvpn.dataplane.local import CHANNEL_FD
 from egressvpn.dataplane.sessions import clear_sessions, forget_source, give_up, install_session, set_path, transmit_handshake
 from egressvpn.dataplane.syscalls import MSG_DONTWAIT, MSG_PEEK, clock, recv
-from egressvpn.dataplane.transmit import keepalive, report
+from egressvpn.dataplane.transmit import NONE, keepalive, report
 from egressvpn.kernel import Octets, Row, Table, Word, kernel
 from egressvpn.nat import tables as nat_tables
 from egressvpn.packet.octets import be32, be64
@@ -35,8 +35,8 @@ FORGET_SOURCE: Final = int(Command.FORGET_SOURCE)
 ADD_PREFIXES: Final = int(Command.ADD_PREFIXES)
 REMOVE_PREFIXES: Final = int(Command.REMOVE_PREFIXES)
 SYNC: Final = int(Command.SYNC)
-SYNCED: Final = int(Event.SYNCED)
-REFUSED: Final = int(Event.REFUSED)
+SYNCED: Final = np.int64(Event.SYNCED)
+REFUSED: Final = np.int64(Event.REFUSED)
 
 subscribe = kernel(nat_tables.subscribe)
 
@@ -62,7 +62,7 @@ def carry_out(b: Bundle, now: Word) -> Word:
     command = b.local.commands[0]
     kind, number = command.kind, command.owner
     if kind == SYNC:
-        report(b, SYNCED, 0, 0, command.index)
+        report(b, SYNCED, NONE, NONE, command.index)
         return 1
     if number <= 0 or number >= b.wg.devices.size:
         return 0
@@ -92,7 +92,7 @@ def _configure(b: Bundle, command: Row, kind: Word, number: Word, now: Word) -> 
         forget_source(b.wg.devices[number], command)
     elif kind == ADD_PREFIXES:
         if _add_prefixes(b.prefixes, command.octets, command.length, number) == 0:
-            report(b, REFUSED, number, 0, kind)
+            report(b, REFUSED, number, NONE, kind)
     elif kind == REMOVE_PREFIXES:
         _remove_prefixes(b.prefixes, command.octets, command.length, number)
     else:
@@ -102,14 +102,17 @@ def _configure(b: Bundle, command: Row, kind: Word, number: Word, now: Word) -> 
 
 @kernel
 def _set_device(b: Bundle, command: Row, number: Word, now: Word) -> Word:
-    """Addresses and state of a device; its allowed IPs follow as ADD_PREFIXES."""
+    """Addresses and state of a device; its allowed IPs follow as ADD_PREFIXES. 0: flows that have its old IPv6 address must end first."""
     if command.external4 < 0 or command.external4 >= b.nat.pool.size:
         return 0
-    device, worker = b.wg.devices[number], b.work.worker[0]
+    device, worker, owner = b.wg.devices[number], b.work.worker[0], b.nat.subscribers[number]
+    high, low = command.external6_hi, command.external6_lo
+    if owner.flows > 0 and (owner.external6_hi != high or owner.external6_lo != low):
+        return 0
     device.internal4 = command.internal4
     device.internal6_hi = command.internal6_hi
     device.internal6_lo = command.internal6_lo
-    subscribe(b.nat, number, command.external4, command.external6_hi, command.external6_lo)
+    subscribe(b.nat, number, command.identity, command.external4, high, low, command.fixed)
     on_persistent_interval(device, command.persistent_interval, now)
     worker.device_limit = max(worker.device_limit, number + 1)
     device.state = command.state

@@ -13,11 +13,13 @@ from egressvpn.dataplane.bundle import Bundle
 from egressvpn.dataplane.channel import Event
 from egressvpn.dataplane.coalesce import emit, flush_all
 from egressvpn.dataplane.door import knock
+from egressvpn.dataplane.egress import maybe_ours
+from egressvpn.dataplane.forward import forward, put_off
+from egressvpn.dataplane.identification import identify
 from egressvpn.dataplane.local import (
     CONTROL_STRIDE,
     CONTROLS,
     DATAGRAM_BYTES,
-    ICMP,
     LOCAL_STRIDE,
     LOCALS,
     MESSAGE_WORDS,
@@ -27,18 +29,18 @@ from egressvpn.dataplane.local import (
     RING,
     RING_STRIDE,
     UDP_FDS,
+    WAITING,
 )
 from egressvpn.dataplane.syscalls import MSG_DONTWAIT, copy, recvmmsg
 from egressvpn.dataplane.tables import BATCH_BUCKETS, GATEWAY, Counter
-from egressvpn.dataplane.transmit import answer, flush_staged, report, report_freed, report_wanted
-from egressvpn.kernel import Octets, Row, Word, inlined, kernel
-from egressvpn.nat.translate import open_outbound, outbound
+from egressvpn.dataplane.transmit import NONE, flush_run, flush_staged, report, report_freed, report_wanted
+from egressvpn.kernel import Octets, Row, Word, inlined, kernel, spliced
+from egressvpn.nat.translate import outbound
 from egressvpn.packet.ecn import decapsulate
+from egressvpn.packet.fragments import DONT_FRAGMENT
 from egressvpn.packet.headers import parse
-from egressvpn.packet.icmp import build_error
-from egressvpn.packet.octets import le32, le64
+from egressvpn.packet.octets import be16, le32, le64
 from egressvpn.packet.rewrite import clamp_mss, decrement_ttl
-from egressvpn.policy.deny import denied
 from egressvpn.prefixes import lookup4, lookup6
 from egressvpn.verdict import Verdict
 from egressvpn.wireguard.keypairs import promote_next, slot_of
@@ -63,9 +65,8 @@ TRUNCATED_DATAGRAM: Final = int(Verdict.TRUNCATED_DATAGRAM)
 SOURCE_MISMATCH: Final = int(Verdict.SOURCE_MISMATCH)
 DEVICE_DISABLED: Final = int(Verdict.DEVICE_DISABLED)
 NOT_CONFIGURED: Final = int(Verdict.NOT_CONFIGURED)
-NO_MAPPING: Final = int(Verdict.NO_MAPPING)
 TTL_EXCEEDED: Final = int(Verdict.TTL_EXCEEDED)
-FRAGMENT: Final = int(Verdict.FRAGMENT)
+PUT_OFF: Final = -1  # to be judged when the datagram is done with
 
 DATA: Final = 4
 HANDSHAKE_SIZES: Final = (0, 148, 92, 64)  # by message type
@@ -80,13 +81,11 @@ RX_PACKETS: Final = int(Counter.RX_PACKETS)
 RX_BYTES: Final = int(Counter.RX_BYTES)
 RX_KEEPALIVES: Final = int(Counter.RX_KEEPALIVES)
 BATCHES: Final = int(Counter.BATCHES)
-ICMP_SUPPRESSED: Final = int(Counter.ICMP_SUPPRESSED)
-ICMP_ERRORS: Final = int(Counter.ICMP_ERRORS)
 DROPS: Final = int(Counter.DROPS)
-CONFIRMED: Final = int(Event.CONFIRMED)
+CONFIRMED: Final = np.int64(Event.CONFIRMED)
 
 
-@kernel
+@spliced
 def receive(b: Bundle, socket: Word, limit: Word, now: Word) -> Word:
     """Take up to `limit` datagrams from UDP socket number `socket` through to the TUN. Returns how many there were."""
     words = b.local.words
@@ -107,7 +106,12 @@ def receive(b: Bundle, socket: Word, limit: Word, now: Word) -> Word:
     counters[BATCHES + bucket] += 1
     for slot in range(count):
         _datagram(b, socket, slot, now)
+        for position in range(words[WAITING]):
+            forward(b, np.int64(position), now)
+        words[WAITING] = 0
     flush_all(b.local, counters)
+    if b.local.run[0].count > 0:
+        flush_run(b)  # hairpinned packets
     return count
 
 
@@ -117,7 +121,7 @@ def last_size(words: Octets) -> Word:
     return words[MESSAGES + 7] & 0xFFFFFFFF
 
 
-@kernel
+@spliced
 def _datagram(b: Bundle, socket: Word, slot: Word, now: Word) -> None:
     """One received datagram: a message, or a GRO batch of messages of one size (the last may be shorter)."""
     words = b.local.words
@@ -177,7 +181,7 @@ def _read_control(octets: Octets, slot: Word, available: Word) -> Word:
     return segment
 
 
-@inlined
+@spliced
 def _message(b: Bundle, socket: Word, slot: Word, offset: Word, size: Word, heard: Word, now: Word) -> Word:
     """One message. Returns the device it authenticated, or 0; whatever is not let through is counted here."""
     octets, counters = b.local.octets, b.work.counters
@@ -216,7 +220,7 @@ def _message(b: Bundle, socket: Word, slot: Word, offset: Word, size: Word, hear
     return number
 
 
-@inlined
+@spliced
 def _open(b: Bundle, offset: Word, size: Word, now: Word) -> Word:
     """The session slot that authenticated the data message, or minus the verdict."""
     octets = b.local.octets
@@ -268,11 +272,11 @@ def _promote(b: Bundle, number: Word, session_slot: Word, now: Word) -> None:
     device = b.wg.devices[number]
     on_handshake_complete(device, now)
     device.last_handshake_wall = device.next_wall
-    report(b, CONFIRMED, number, 0, 0)
+    report(b, CONFIRMED, number, NONE, NONE)
     flush_staged(b, number, now)
 
 
-@inlined
+@spliced
 def _inner(b: Bundle, number: Word, start: Word, available: Word, ecn: Word, now: Word) -> Word:
     """The decrypted packet: check, translate, send on. Returns the verdict."""
     octets, packet, worker = b.local.octets, b.local.packet[0], b.work.worker[0]
@@ -294,7 +298,7 @@ def _inner(b: Bundle, number: Word, start: Word, available: Word, ecn: Word, now
     if worker.mode == GATEWAY:
         verdict = _translate(b, number, packet, now)
         if verdict != PASS:
-            return verdict
+            return PASS if verdict == PUT_OFF else verdict
     clamp_mss(octets, packet, worker.mtu - 40, worker.mtu - 60)
     emit(b.local, b.work.counters, packet, worker.uso)
     return PASS
@@ -312,42 +316,17 @@ def _owner(b: Bundle, device: Row, number: Word, packet: Row) -> Word:
     return lookup6(b.prefixes, packet.source_hi, packet.source_lo)
 
 
-@inlined
+@spliced
 def _translate(b: Bundle, number: Word, packet: Row, now: Word) -> Word:
-    if packet.ttl <= 1:
-        if packet.version == 4:
-            _answer_error(b, number, packet, 11, 0, now)
-        else:
-            _answer_error(b, number, packet, 3, 0, now)
-        return TTL_EXCEEDED
-    if packet.fragment != 0:
-        return FRAGMENT
-    verdict = outbound(b.nat, number, packet, b.local.octets, now)
-    if verdict == NO_MAPPING and packet.icmp_error == 0:
-        verdict = denied(b.denied, packet)
-        if verdict == PASS:
-            verdict = open_outbound(b.nat, number, packet, now)
-        if verdict == PASS:
-            verdict = outbound(b.nat, number, packet, b.local.octets, now)
-    if verdict == PASS:
-        decrement_ttl(b.local.octets, packet)
-    return verdict
-
-
-@kernel
-def _answer_error(b: Bundle, number: Word, packet: Row, kind: Word, code: Word, now: Word) -> None:
-    """An ICMP error about `packet` back to its sender, from the gateway's own tunnel address, within the rate."""
-    worker = b.work.worker[0]
-    if worker.icmp_tokens <= 0:
-        b.work.counters[ICMP_SUPPRESSED] += 1
-        return
-    high, low = worker.inner6_hi, worker.inner6_lo
-    if packet.version == 4:
-        high, low = np.int64(0), worker.inner4
-    if high == 0 and low == 0:
-        return
-    length = build_error(b.local.octets, ICMP, b.local.octets, packet, kind, code, 0, high, low)
-    if length > 0:
-        worker.icmp_tokens -= 1
-        b.work.counters[ICMP_ERRORS] += 1
-        answer(b, number, ICMP, length, now)
+    """The common case, a whole packet of a known flow to the outside; all else is put off for `forward`."""
+    octets, worker = b.local.octets, b.work.worker[0]
+    verdict = np.int64(TTL_EXCEEDED)
+    if packet.ttl > 1:
+        verdict = np.int64(outbound(b.nat, number, packet, octets, now))
+    if verdict != PASS or maybe_ours(worker, packet.version, packet.destination_hi, packet.destination_lo):
+        put_off(b.local.words, number, packet, verdict)
+        return PUT_OFF
+    decrement_ttl(octets, packet)
+    if packet.version == 4 and be16(octets, packet.start + 6) & DONT_FRAGMENT == 0:
+        identify(b.work.identifications, b.nat.settings[0], octets, packet)
+    return PASS

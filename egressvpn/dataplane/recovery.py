@@ -1,25 +1,28 @@
 """After a worker died at any instruction: make the arena consistent again before its successor touches a packet."""
 
-from collections.abc import Iterable
-
 import numpy as np
 
 from egressvpn import prefixes
+from egressvpn.dataplane.arena import Arena
 from egressvpn.dataplane.bundle import Bundle
 from egressvpn.dataplane.tables import STAGED_SLOTS
-from egressvpn.kernel import kernel
+from egressvpn.kernel import Word, kernel
 from egressvpn.nat.recovery import recover as recover_nat
+from egressvpn.nat.tables import DERIVED
 from egressvpn.wireguard import ratelimiter
 from egressvpn.wireguard.keypairs import recover_devices, recover_sessions
 
 
 @kernel
-def recover(b: Bundle) -> None:
-    """Mend what a death in mid-write can leave behind, all but the sessions."""
+def recover(b: Bundle, now: Word) -> None:
+    """Mend what a death in mid-write can leave behind, all but the sessions. The translator's DERIVED tables are empty."""
     recover_devices(b.wg, np.int64(b.work.worker[0].device_limit))
     prefixes.recover(b.prefixes)
     prefixes.recover(b.denied)
-    recover_nat(b.nat)
+    prefixes.recover(b.exempt)
+    prefixes.recover(b.egress)
+    recover_nat(b.nat, now)
+    b.work.worker[0].endings = b.work.endings.size  # at the most: `end_some` counts them
     ratelimiter.reset(b.wg)
     for number in range(1, b.work.worker[0].device_limit):
         b.wg.devices[number].staged = 0
@@ -32,8 +35,10 @@ def recover(b: Bundle) -> None:
             b.wg.devices[entry.owner].staged += 1
 
 
-def recover_all(b: Bundle, written: Iterable[tuple[int, int]]) -> None:
-    """Mend everything. `written` are the ranges of session rows that were ever written (`Arena.written`)."""
-    recover(b)
-    for first, end in written:
+def recover_all(b: Bundle, memory: Arena, now: int) -> None:
+    """Mend everything."""
+    for name in DERIVED:
+        memory.clear(name)
+    recover(b, now)
+    for first, end in memory.written("sessions"):
         recover_sessions(b.wg, first, end)

@@ -10,31 +10,34 @@ from typing import Final
 import numpy as np
 
 from egressvpn.dataplane.aead import HEADER
+from egressvpn.dataplane.answers import note_unreachable, send_error
 from egressvpn.dataplane.bundle import Bundle
-from egressvpn.dataplane.coalesce import GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, emit
-from egressvpn.dataplane.local import ICMP, OUT, TUN_BYTES, TUN_FD, TUN_IN, VNET_BYTES
+from egressvpn.dataplane.coalesce import GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM
+from egressvpn.dataplane.egress import maybe_ours, ours
+from egressvpn.dataplane.forward import deliver
+from egressvpn.dataplane.local import ERROR_LENGTH, OUT, TUN_BYTES, TUN_FD, TUN_IN, VNET_BYTES
+from egressvpn.dataplane.reassembly import collect, release
 from egressvpn.dataplane.syscalls import copy, read
 from egressvpn.dataplane.tables import GATEWAY, Counter
 from egressvpn.dataplane.transmit import NO_ENDPOINT, PASS, flush_run, reserve, seal, sealing_session, stage, transmit
 from egressvpn.kernel import Octets, Row, Word, kernel
+from egressvpn.nat.ports import pool_slot
 from egressvpn.nat.tables import ENDPOINT_INDEPENDENT
 from egressvpn.nat.translate import inbound
 from egressvpn.packet.checksum import fill_transport_checksum, fold, sum16
 from egressvpn.packet.ecn import encapsulate
-from egressvpn.packet.headers import parse
-from egressvpn.packet.icmp import build_error
+from egressvpn.packet.headers import WHOLE, parse
 from egressvpn.packet.octets import be16, be32, le16, put_be16, put_be32
 from egressvpn.packet.rewrite import clamp_mss, rewrite_destination
-from egressvpn.policy.deny import denied_source
+from egressvpn.policy.deny import denied_source, exempt
+from egressvpn.policy.martians import from_nowhere
 from egressvpn.prefixes import lookup4, lookup6
 from egressvpn.verdict import Verdict
-from egressvpn.wireguard.tables import ENABLED
 
 MALFORMED_PACKET: Final = int(Verdict.MALFORMED_PACKET)
 POLICY_DENIED: Final = int(Verdict.POLICY_DENIED)
 NO_ROUTE: Final = int(Verdict.NO_ROUTE)
-ICMP_ERRORS: Final = int(Counter.ICMP_ERRORS)
-ICMP_SUPPRESSED: Final = int(Counter.ICMP_SUPPRESSED)
+MARTIAN: Final = int(Verdict.MARTIAN)
 NOT_CONFIGURED: Final = int(Verdict.NOT_CONFIGURED)
 PACKET_TOO_BIG: Final = int(Verdict.PACKET_TOO_BIG)
 DROPS: Final = int(Counter.DROPS)
@@ -47,7 +50,7 @@ FIN, PSH, CWR = 0x01, 0x08, 0x80
 @kernel
 def read_tun(b: Bundle, now: Word) -> Word:
     """Take one packet from the TUN to its device. Returns 1, or 0 when there was none."""
-    octets = b.local.octets
+    octets, packet = b.local.octets, b.local.packet[0]
     size = np.int64(read(b.local.fds[TUN_FD], octets.ctypes.data + TUN_IN, TUN_BYTES))
     if size <= 0:
         return 0
@@ -55,40 +58,64 @@ def read_tun(b: Bundle, now: Word) -> Word:
     verdict = handle_tun(b, size, now)
     if verdict != PASS:
         b.work.counters[DROPS + verdict] += 1
-    if verdict == NO_ROUTE or verdict == NO_ENDPOINT:
-        _answer_unreachable(b, b.local.packet[0])
+        if verdict == NO_ROUTE or verdict == NO_ENDPOINT:
+            note_unreachable(b, packet)
+        if b.local.words[ERROR_LENGTH] > 0:
+            send_error(b, now)
     return 1
 
 
 @kernel
 def handle_tun(b: Bundle, size: Word, now: Word) -> Word:
-    """The packet of `size` octets, virtio header included, at TUN_IN. Returns the verdict."""
-    octets, packet, worker = b.local.octets, b.local.packet[0], b.work.worker[0]
+    """The packet of `size` octets, virtio header included, at TUN_IN. Returns the verdict.
+
+    One whose device nobody knows how to reach stands as it came.
+    """
+    octets, packet, worker, slot = b.local.octets, b.local.packet[0], b.work.worker[0], np.int64(0)
     if worker.open == 0:
         return NOT_CONFIGURED
+    verdict = np.int64(_parse_frame(octets, size, packet))
+    if verdict != PASS:
+        return verdict
+    if packet.fragment != WHOLE and worker.mode == GATEWAY:
+        slot = np.int64(-collect(b, np.int64(0), packet, now))
+        if slot <= 0:
+            return -slot
+    high, low, port = packet.destination_hi, packet.destination_lo, packet.destination_port
+    verdict = np.int64(_translate(b, packet, now) if worker.mode == GATEWAY else _route(b, packet))
+    if verdict == PASS:
+        clamp_mss(octets, packet, worker.mtu - 40, worker.mtu - 60)
+        if packet.partial == 1 and packet.segments == 1:
+            fill_transport_checksum(octets, packet)
+        if packet.segments > 1:
+            verdict = np.int64(_segments(b, packet, le16(octets, TUN_IN + 4), now))
+        elif slot == 0 and packet.length <= worker.mtu:
+            verdict = np.int64(transmit(b, packet.owner, packet.start, packet.length, now))
+        else:
+            verdict = np.int64(deliver(b, packet, slot, high, low, port, now))
+        if verdict == NO_ENDPOINT:
+            rewrite_destination(octets, packet, high, low, port)
+    if slot > 0:
+        release(b.local, slot)
+    return verdict
+
+
+@kernel
+def _parse_frame(octets: Octets, size: Word, packet: Row) -> Word:
+    """Check the frame at TUN_IN and describe its packet. PASS or MALFORMED_PACKET."""
     if size <= VNET_BYTES:
         return MALFORMED_PACKET
     verdict = parse(octets, TUN_IN + VNET_BYTES, size - VNET_BYTES, packet)
     if verdict != PASS:
         return verdict
     kind = np.int64(octets[TUN_IN + 1]) & 0x7F
-    segment = le16(octets, TUN_IN + 4)
     packet.partial = np.int64(octets[TUN_IN]) & NEEDS_CSUM
     if kind != 0:
+        segment = le16(octets, TUN_IN + 4)
         if not _segmentable(packet, kind, segment):
             return MALFORMED_PACKET
-        packet.segments = (packet.start + packet.length - packet.payload + segment - 1) // segment
-    verdict = _translate(b, packet, now) if worker.mode == GATEWAY else _route(b, packet)
-    if verdict != PASS:
-        return verdict
-    clamp_mss(octets, packet, worker.mtu - 40, worker.mtu - 60)
-    if kind == 0 or packet.segments <= 1:
-        if packet.partial == 1:
-            fill_transport_checksum(octets, packet)
-        if packet.length > worker.mtu:
-            return PACKET_TOO_BIG
-        return transmit(b, packet.owner, packet.start, packet.length, now)
-    return _segments(b, packet, segment, now)
+        packet.segments = max((packet.start + packet.length - packet.payload + segment - 1) // segment, 1)
+    return PASS
 
 
 @kernel
@@ -103,18 +130,32 @@ def _segmentable(packet: Row, kind: Word, segment: Word) -> bool:
 
 @kernel
 def _translate(b: Bundle, packet: Row, now: Word) -> Word:
-    """Whose the packet is by its flow. What cannot be sent to its device stands as it came."""
+    """Whose the packet is: by its flow, or by its destination when it comes from where nothing is translated."""
+    if _forged(b, packet):
+        return MARTIAN
     if b.nat.settings[0].filtering == ENDPOINT_INDEPENDENT and packet.icmp_error == 0 and denied_source(b.denied, packet) != PASS:
         return POLICY_DENIED  # its flow would let the device answer where it may not go
-    high, low, port = packet.destination_hi, packet.destination_lo, packet.destination_port
     verdict = inbound(b.nat, packet, b.local.octets, now)
-    if verdict != PASS:
-        return verdict
-    device = b.wg.devices[packet.owner]
-    if device.state == ENABLED and device.remote_length == 0:
-        rewrite_destination(b.local.octets, packet, high, low, port)
-        return NO_ENDPOINT
-    return PASS
+    if verdict != PASS and exempt(b.exempt, b.denied, packet.version, packet.source_hi, packet.source_lo) and _route(b, packet) == PASS:
+        return PASS
+    return verdict
+
+
+@kernel
+def _forged(b: Bundle, packet: Row) -> bool:
+    """From outside nothing comes from nobody's address, nor from an endpoint of our own: those packets never leave (forward.py).
+
+    An IPv4 address of ours may be that of other gateways too, by other ports.
+    """
+    hi, lo = packet.source_hi, packet.source_lo
+    if from_nowhere(packet.version, hi, lo):
+        return True
+    if not maybe_ours(b.work.worker[0], packet.version, hi, lo) or not ours(b, packet.version, hi, lo):
+        return False
+    if packet.version == 6:
+        return True
+    address = b.nat.pool[pool_slot(b.nat, lo)]
+    return address.port_low <= packet.source_port <= address.port_high
 
 
 @kernel
@@ -125,26 +166,6 @@ def _route(b: Bundle, packet: Row) -> Word:
     else:
         packet.owner = lookup6(b.prefixes, packet.destination_hi, packet.destination_lo)
     return PASS if packet.owner != 0 else NO_ROUTE
-
-
-@kernel
-def _answer_unreachable(b: Bundle, packet: Row) -> None:
-    """Tell the sender of what came by the TUN that its destination is not there (W20), within the rate of such errors.
-
-    The error comes from that destination: from an address of this machine the kernel would take it for a forgery.
-    """
-    worker = b.work.worker[0]
-    if worker.icmp_tokens <= 0:
-        b.work.counters[ICMP_SUPPRESSED] += 1
-        return
-    kind, code = (3, 1) if packet.version == 4 else (1, 3)  # host unreachable, address unreachable
-    length = build_error(b.local.octets, ICMP, b.local.octets, packet, kind, code, 0, packet.destination_hi, packet.destination_lo)
-    if length == 0:
-        return
-    worker.icmp_tokens -= 1
-    b.work.counters[ICMP_ERRORS] += 1
-    parse(b.local.octets, ICMP, length, packet)
-    emit(b.local, b.work.counters, packet, 0)
 
 
 @kernel

@@ -9,7 +9,7 @@ from egressvpn.dataplane.datagrams import HANDSHAKE_TOS, send_along, send_to_dev
 from egressvpn.dataplane.local import ICMP
 from egressvpn.dataplane.syscalls import copy
 from egressvpn.dataplane.tables import Counter
-from egressvpn.dataplane.transmit import drop_staged, report_freed
+from egressvpn.dataplane.transmit import NONE, drop_staged, report_freed
 from egressvpn.kernel import Row, Word, kernel
 from egressvpn.verdict import Verdict
 from egressvpn.wireguard.keypairs import clear, find, install
@@ -23,6 +23,7 @@ from egressvpn.wireguard.timers import (
 
 INITIATION_BYTES: Final = 148
 RESPONSE_BYTES: Final = 92
+START: Final = np.int64(ICMP)  # where datagrams that control made stand
 SEND_FAILED: Final = int(Counter.DROPS + Verdict.SEND_FAILED)
 
 
@@ -50,7 +51,7 @@ def install_session(b: Bundle, command: Row, number: Word, now: Word) -> None:
         device.received_bytes += RESPONSE_BYTES if command.initiator != 0 else INITIATION_BYTES
     if command.length > 0:
         copy(b.local.octets, ICMP, command.octets, 0, command.length)
-        if send_to_device(b, device, ICMP, command.length, 0, HANDSHAKE_TOS) < 0:
+        if send_to_device(b, device, START, command.length, NONE, HANDSHAKE_TOS) < 0:
             b.work.counters[SEND_FAILED] += 1
         else:
             device.sent_bytes += command.length
@@ -61,12 +62,11 @@ def install_session(b: Bundle, command: Row, number: Word, now: Word) -> None:
 def transmit_handshake(b: Bundle, command: Row, number: Word, now: Word) -> None:
     """A handshake datagram along the command's path; where the device is heard stays as it is."""
     copy(b.local.octets, ICMP, command.octets, 0, command.length)
-    device, length = b.wg.devices[number], command.length
-    sent = send_along(
-        b, command.socket, command.remote, 0, command.remote_length, command.local, 0, command.local_length, ICMP, length, 0, HANDSHAKE_TOS
-    )
-    if sent < 0 and command.local_length > 0 and source_is_gone(b):
-        sent = send_along(b, command.socket, command.remote, 0, command.remote_length, command.local, 0, 0, ICMP, length, 0, HANDSHAKE_TOS)
+    device, length, remote, local = b.wg.devices[number], command.length, command.remote, command.local
+    far, near = command.remote_length, command.local_length
+    sent = send_along(b, command.socket, remote, NONE, far, local, NONE, near, START, length, NONE, HANDSHAKE_TOS)
+    if sent < 0 and near > 0 and source_is_gone(b):
+        sent = send_along(b, command.socket, remote, NONE, far, local, NONE, NONE, START, length, NONE, HANDSHAKE_TOS)
     if sent < 0:
         b.work.counters[SEND_FAILED] += 1
     else:

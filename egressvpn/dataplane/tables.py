@@ -9,6 +9,7 @@ from egressvpn.verdict import VERDICTS
 
 MAX_STAGED: Final = 128  # packets per device, oldest dropped and counted (kernel: MAX_STAGED_PACKETS)
 STAGED_SLOTS: Final = 1024  # packets over all devices, oldest dropped and counted
+IDENTIFICATIONS: Final = 2048  # a power of two (kernel: IP_IDENTS_SZ)
 BATCH_BUCKETS: Final = 8  # batches of 1, 2-3, 4-7, ... 128 and more datagrams
 
 GATEWAY: Final = 0  # translate
@@ -26,6 +27,9 @@ WORKER = np.dtype(
         ("inner4", "i8"),  # the gateway's own tunnel addresses, the source of its ICMP errors; 0: none
         ("inner6_hi", "i8"),
         ("inner6_lo", "i8"),
+        ("egress4", "i8"),  # a bit for each /24 that has pool addresses, and for each /32 with egress networks (egress.py)
+        ("egress6", "i8"),
+        ("endings", "i8"),  # pool slots that are being ended
         ("icmp_tokens", "i8"),  # token bucket of locally made ICMP errors, refilled by the sweep
         # what the door lets through before the next sweep (door.py)
         ("cookie_up_tokens", "i8"),  # cookie replies up to control
@@ -78,6 +82,8 @@ class WorkerTables(NamedTuple):
     counters: Any
     staged: Any
     staged_octets: Any
+    endings: Any  # by pool slot: 1 while it is being ended
+    identifications: Any  # counters of IPv4 identifications, by hash of (source, destination, protocol)
 
 
 def staged_stride(mtu: int) -> int:
@@ -85,11 +91,13 @@ def staged_stride(mtu: int) -> int:
     return -(-mtu // 64) * 64
 
 
-def tables(mtu: int) -> dict[str, tuple[np.dtype[Any], int]]:
+def tables(mtu: int, pool_addresses: int) -> dict[str, tuple[np.dtype[Any], int]]:
     """The layout of this module's tables."""
     return {
         "worker": (WORKER, 1),
         "counters": (np.dtype("i8"), COUNTERS),
         "staged": (STAGED, STAGED_SLOTS),
         "staged_octets": (np.dtype("u1"), STAGED_SLOTS * staged_stride(mtu)),
+        "endings": (np.dtype("i8"), pool_addresses + 1),
+        "identifications": (np.dtype("i8"), IDENTIFICATIONS),
     }

@@ -46,9 +46,10 @@ TX_KEEPALIVES: Final = int(Counter.TX_KEEPALIVES)
 GSO_REFUSED: Final = int(Counter.GSO_REFUSED)
 EVENTS: Final = int(Counter.EVENTS)
 EVENTS_LOST: Final = int(Counter.EVENTS_LOST)
-HANDSHAKE: Final = int(Event.HANDSHAKE)
-WANTED: Final = int(Event.WANTED)
-FREED: Final = int(Event.FREED)
+NONE: Final = np.int64(0)  # what is no literal: numba compiles a kernel anew for each of those
+HANDSHAKE: Final = np.int64(Event.HANDSHAKE)
+WANTED: Final = np.int64(Event.WANTED)
+FREED: Final = np.int64(Event.FREED)
 EVENT_SIZE: Final = EVENT.itemsize
 
 
@@ -73,7 +74,7 @@ def report(b: Bundle, kind: Word, device: Word, index: Word, first: Word) -> Wor
 @kernel
 def report_wanted(b: Bundle, number: Word, now: Word) -> None:
     """Ask control for a new session, at most once per REKEY_TIMEOUT."""
-    if ask_for_session(b.wg.devices[number], now) == 1 and report(b, WANTED, number, 0, 0) == 0:
+    if ask_for_session(b.wg.devices[number], now) == 1 and report(b, WANTED, number, NONE, NONE) == 0:
         b.wg.devices[number].handshake_asked = 0
 
 
@@ -83,7 +84,7 @@ def report_freed(b: Bundle, number: Word, count: Word) -> None:
     for position in range(count):
         index = b.local.freed[position]
         forget(b.local.contexts, slot_of(index, np.int64(b.wg.sessions.size)))
-        report(b, FREED, number, index, 0)
+        report(b, FREED, number, index, NONE)
 
 
 @kernel
@@ -191,7 +192,7 @@ def keepalive(b: Bundle, number: Word, now: Word) -> None:
         return
     slot = sealing_session(b, number, now)
     if slot > 0:
-        seal(b, number, slot, reserve(b, number, 0, 0, now), 0, now)
+        seal(b, number, slot, reserve(b, number, NONE, NONE, now), NONE, now)
         flush_run(b)
     elif slot == 0:
         report_wanted(b, number, now)
@@ -290,6 +291,6 @@ def flush_run(b: Bundle) -> None:
     end = run.start + run.total
     while at < end:
         size = min(run.segment, end - at)
-        if send_to_device(b, device, at, size, 0, run.ecn) < 0:
+        if send_to_device(b, device, at, size, NONE, run.ecn) < 0:
             b.work.counters[SEND_FAILED] += 1
         at += size

@@ -83,7 +83,7 @@ def _serve(arena_fd: int, link: socket.socket, tun: int, sockets: list[int], lim
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606  (the compiler's memory is several times ours: leave it behind)
     worker = b.work.worker[0]
     if worker.starts > 0:
-        recover_all(b, memory.written("sessions"))
+        recover_all(b, memory, time.monotonic_ns())
     worker.pid, worker.starts = os.getpid(), worker.starts + 1
     refill(b, time.monotonic_ns())
     b.local.words[local.NEXT_SWEEP] = time.monotonic_ns() + SWEEP_INTERVAL  # what waits in the channel comes before timers
@@ -99,7 +99,7 @@ def _serve(arena_fd: int, link: socket.socket, tun: int, sockets: list[int], lim
 def _compile(b: Any, link: socket.socket, warm: bool) -> None:
     """Have every kernel compiled (or loaded) before the first packet; report how far it is."""
     from egressvpn.dataplane.commands import entry_points
-    from egressvpn.kernel import JIT, kernels
+    from egressvpn.kernel import JIT, compile_for, kernels
 
     if not JIT:
         return
@@ -112,8 +112,10 @@ def _compile(b: Any, link: socket.socket, warm: bool) -> None:
         if not warm:
             announce(link, Event.PROGRESS, done, max(done, kernels()), name)
 
+    entries = list(entry_points(b))
+    compile_for([function for function, _ in entries])
     with _compilations(progress):
-        for function, arguments in entry_points(b):
+        for function, arguments in entries:
             _precompile(function, arguments)
 
 

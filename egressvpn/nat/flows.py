@@ -1,274 +1,287 @@
-"""Finding, making and removing flows and permits, and what hangs on them: chains, lists, counts.
+"""Finding, making and removing flows, and what hangs on them: chains, permits, lists, the wheel, counts.
 
-Records are taken from a free list, or from above the high-water mark while that lasts: nothing is ever evicted. `state`
-is written last when a flow is made and first when it goes, so that a crash in between leaves a slot that `recover` can tell.
+A home's own flow is in no chain: who has the home has it. `state` is written last when a flow is made and first when it
+goes, so that a crash in between leaves a record that `recover` can tell.
 """
-
-from typing import Final
 
 import numpy as np
 
-from egressvpn.kernel import Octets, Row, Table, Word, kernel
-from egressvpn.nat.keys import DEVICE_SHIFT, bucket, hash_one, hash_pair
-from egressvpn.nat.mappings import remove_mapping
-from egressvpn.nat.tables import FLOWS_IN, FLOWS_OUT, OF_DEVICE, OF_MAPPING, OF_PERMIT, PERMITS, NatTables
-from egressvpn.nat.tcp import ACTIVE, EXPIRES_SOON, FREE
-from egressvpn.packet.headers import UDP
+from egressvpn.kernel import Word, inlined, kernel
+from egressvpn.nat import wheel
+from egressvpn.nat.keys import DEVICE_SHIFT, PORTLESS, V6, bucket, hash_end, outside_word
+from egressvpn.nat.mappings import END, end_mapping, free_record, take_record, unlink
+from egressvpn.nat.port_lists import place
+from egressvpn.nat.ports import pool_slot, port_kind
+from egressvpn.nat.tables import ANCHOR, CONFIRMED, FLOWS, HOMES_IN, HOMES_OUT, PERMITS, NatTables
+from egressvpn.nat.tcp import FREE
 
-MAX_SETTLE: Final = 64  # expired flows removed while answering one packet
 
-
-@kernel
-def find_outbound(settings: Row, heads: Octets, flows: Table, key: Word, hi: Word, lo: Word, remote_hi: Word, remote_lo: Word) -> Word:
-    """The flow of a packet from inside: packed word, internal address, remote address. 0: none."""
-    slot = np.int64(heads[bucket(heads, FLOWS_OUT, hash_pair(settings, key, hi, lo, remote_hi, remote_lo))])
+@inlined
+def find_home_outbound(nat: NatTables, key: Word, hi: Word, lo: Word) -> Word:
+    """The home of an internal endpoint: `inside_word` and address. 0: none."""
+    heads, flows = nat.heads, nat.flows
+    slot = np.int64(heads[bucket(heads, HOMES_OUT, hash_end(nat.settings[0], key & V6, key, hi, lo))])
     while slot != 0:
-        flow = flows[slot]
-        if flow.key == key and flow.internal_lo == lo and flow.remote_lo == remote_lo:
-            if flow.internal_hi == hi and flow.remote_hi == remote_hi:
+        home = flows[slot]
+        if home.key & PORTLESS == key and home.internal_lo == lo:
+            if key & V6 == 0 or nat.wide[slot].internal_hi == hi:
                 return slot
-        slot = np.int64(flow.next_out)
+        slot = np.int64(home.next_anchor)
     return slot
 
 
-@kernel
-def find_inbound(settings: Row, heads: Octets, flows: Table, key: Word, hi: Word, lo: Word, remote_hi: Word, remote_lo: Word) -> Word:
-    """The flow of a packet from outside: packed word, external address, remote address. 0: none."""
-    slot = np.int64(heads[bucket(heads, FLOWS_IN, hash_pair(settings, key, hi, lo, remote_hi, remote_lo))])
-    while slot != 0:
-        flow = flows[slot]
-        if flow.external_key == key and flow.external_lo == lo and flow.remote_lo == remote_lo:
-            if flow.external_hi == hi and flow.remote_hi == remote_hi:
-                return slot
-        slot = np.int64(flow.next_in)
-    return slot
+@inlined
+def find_home_inbound(nat: NatTables, version: Word, protocol: Word, hi: Word, lo: Word, port: Word) -> Word:
+    """The home of an external endpoint. 0: none."""
+    if version == 6:
+        return _find_home6(nat, outside_word(version, protocol, port), hi, lo)
+    pool = pool_slot(nat, lo)
+    if pool == 0:
+        return pool
+    return np.int64(nat.ports[place(pool, port_kind(protocol), port)])
 
 
 @kernel
-def find_permit(settings: Row, heads: Octets, permits: Table, mapping: Word, hi: Word, lo: Word) -> Word:
-    """The permit that says that the mapping has contacted this remote address. 0: none."""
-    slot = np.int64(heads[bucket(heads, PERMITS, hash_one(settings, mapping, hi, lo))])
+def _find_home6(nat: NatTables, word: Word, hi: Word, lo: Word) -> Word:
+    slot = np.int64(nat.heads[bucket(nat.heads, HOMES_IN, hash_end(nat.settings[0], V6, word, hi, lo))])
     while slot != 0:
-        permit = permits[slot]
-        if permit.mapping == mapping and permit.remote_lo == lo and permit.remote_hi == hi:
+        key = nat.flows[slot].key
+        owner = nat.subscribers[key >> DEVICE_SHIFT]
+        if key & END | (key & 0xFFFF) << 16 == word and owner.external6_lo == lo and owner.external6_hi == hi:
             return slot
-        slot = permit.next
+        slot = np.int64(nat.flows[slot].next_in)
+    return slot
+
+
+@inlined
+def find_flow(nat: NatTables, home: Word, remote_hi: Word, remote_lo: Word, remote_port: Word) -> Word:
+    """The flow of a mapping with a remote endpoint, also one that has expired. 0: none."""
+    record = nat.flows[home]
+    v6 = record.key & V6
+    own = np.int64(record.state) != FREE
+    if own and record.remote_lo == remote_lo and np.int64(record.remote_port) == remote_port:
+        if v6 == 0 or nat.wide[home].remote_hi == remote_hi:
+            return home
+    if np.int64(record.refs) == (1 if own else 0):
+        return np.int64(0)
+    return find_further(nat, home, v6, remote_hi, remote_lo, remote_port)
+
+
+@kernel
+def find_further(nat: NatTables, home: Word, v6: Word, remote_hi: Word, remote_lo: Word, remote_port: Word) -> Word:
+    heads, flows = nat.heads, nat.flows
+    slot = np.int64(heads[bucket(heads, FLOWS, hash_end(nat.settings[0], v6, home << 16 | remote_port, remote_hi, remote_lo))])
+    while slot != 0:
+        flow = flows[slot]
+        if np.int64(flow.mapping) == home and flow.remote_lo == remote_lo and np.int64(flow.remote_port) == remote_port:
+            if v6 == 0 or nat.wide[slot].remote_hi == remote_hi:
+                return slot
+        slot = np.int64(flow.next_flow)
     return slot
 
 
 @kernel
-def expired(flow: Row, now: Word) -> bool:
-    return now - flow.seen >= flow.timeout
+def contacted(nat: NatTables, home: Word, remote_hi: Word, remote_lo: Word) -> bool:
+    """Whether the mapping has a confirmed flow with this remote address."""
+    record = nat.flows[home]
+    if np.int64(record.role) & CONFIRMED and record.remote_lo == remote_lo:
+        if record.key & V6 == 0 or nat.wide[home].remote_hi == remote_hi:
+            return True
+    return _find_anchor(nat, home, remote_hi, remote_lo) != 0
 
 
 @kernel
-def timeout_of(settings: Row, protocol: Word, state: Word) -> Word:
-    """How long a flow in this state may be idle."""
-    if state != ACTIVE:
-        return settings.tcp_transitory if EXPIRES_SOON[state] == 1 else settings.tcp_established
-    return settings.udp if protocol == UDP else settings.icmp
+def _find_anchor(nat: NatTables, home: Word, remote_hi: Word, remote_lo: Word) -> Word:
+    v6 = nat.flows[home].key & V6
+    slot = np.int64(nat.heads[bucket(nat.heads, PERMITS, hash_end(nat.settings[0], v6, home, remote_hi, remote_lo))])
+    while slot != 0:
+        anchor = nat.flows[slot]
+        if np.int64(anchor.mapping) == home and anchor.remote_lo == remote_lo:
+            if v6 == 0 or nat.wide[slot].remote_hi == remote_hi:
+                return slot
+        slot = np.int64(anchor.next_anchor)
+    return slot
 
 
 @kernel
-def flow_room(nat: NatTables) -> bool:
-    settings = nat.settings[0]
-    return settings.flow_free != 0 or settings.flow_high + 1 < nat.flows.size
-
-
-@kernel
-def add_flow(nat: NatTables, mapping: Word, remote_hi: Word, remote_lo: Word, remote_port: Word, state: Word, now: Word) -> Word:
-    """Make the flow between a mapping and a remote endpoint. There is room, and no such flow yet. Returns its slot."""
-    settings, source = nat.settings[0], nat.mappings[mapping]
-    slot = settings.flow_free
-    if slot != 0:
-        settings.flow_free = np.int64(nat.flows[slot].next_out)
-    else:
-        slot = settings.flow_high + 1
-        settings.flow_high = slot
+def add_flow(
+    nat: NatTables, home: Word, remote_hi: Word, remote_lo: Word, remote_port: Word, state: Word, outbound: Word, now: Word
+) -> Word:
+    """Make the flow of a mapping with a remote endpoint, opened from inside (`outbound` 1) or not (0). There is room, and none such yet."""
+    slot, record = home, nat.flows[home]
+    if np.int64(record.state) != FREE:
+        slot = take_record(nat)
+        flow = nat.flows[slot]
+        flow.key = record.key
+        flow.internal_lo = record.internal_lo
+        flow.mapping = home
+        flow.pool = np.int64(record.pool)
+        if record.key & V6:
+            nat.wide[slot].internal_hi = nat.wide[home].internal_hi
     flow = nat.flows[slot]
-    flow.key = source.key | remote_port
-    flow.internal_hi = source.internal_hi
-    flow.internal_lo = source.internal_lo
-    flow.external_key = source.external_key | remote_port
-    flow.external_hi = source.external_hi
-    flow.external_lo = source.external_lo
-    flow.remote_hi = remote_hi
     flow.remote_lo = remote_lo
-    flow.pool = source.pool
-    flow.mapping = mapping
-    flow.seen = now
-    flow.timeout = timeout_of(settings, (source.key >> 32) & 0xFF, state)
-    flow.created = now
-    flow.packets_out = 0
-    flow.bytes_out = 0
-    flow.packets_in = 0
-    flow.bytes_in = 0
-    link_flow(nat, slot)
-    settings.flows_created += 1
+    flow.remote_port = remote_port
+    if flow.key & V6:
+        nat.wide[slot].remote_hi = remote_hi
+    flow.seen = wheel.milliseconds(now)
+    flow.created = wheel.milliseconds(now)
+    for side in range(2):
+        flow.scale[side] = 0  # nothing is known of either side's window
+        flow.next_sequence[side] = 0
+        flow.acknowledged[side] = 0
+        flow.window[side] = 0
+        flow.packets[side] = 0
+        flow.octets[side] = 0
+    if outbound != 0:
+        flow.role = np.int64(flow.role) | CONFIRMED
     flow.state = state
+    link_flow(nat, slot)
+    wheel.arm(nat, slot, now)
+    nat.settings[0].flows_created += 1
     return slot
 
 
 @kernel
 def link_flow(nat: NatTables, slot: Word) -> None:
-    """Put a flow into its chains and lists, with a permit, made when it is the first for its remote address."""
-    settings, heads, flow = nat.settings[0], nat.heads, nat.flows[slot]
-    out, into = _buckets(nat, flow)
-    flow.next_out = np.int64(heads[out])
-    heads[out] = slot
-    flow.next_in = np.int64(heads[into])
-    heads[into] = slot
-    mapping = np.int64(flow.mapping)
-    permit = find_permit(settings, heads, nat.permits, mapping, flow.remote_hi, flow.remote_lo)
-    if permit == 0:
-        permit = _add_permit(nat, mapping, flow.remote_hi, flow.remote_lo)
-    flow.permit = permit
+    """Put a flow into its chains and its device's list, and count it."""
+    settings, flow = nat.settings[0], nat.flows[slot]
+    home = np.int64(flow.mapping)
+    record = nat.flows[home]
+    record.refs = np.int64(record.refs) + 1
+    if slot != home:
+        head = _chain(nat, slot)
+        flow.next_flow = np.int64(nat.heads[head])
+        nat.heads[head] = slot
     owner = nat.subscribers[flow.key >> DEVICE_SHIFT]
-    owner.first = _link(nat.flows, OF_DEVICE, slot, owner.first)
+    flow.list_next = owner.first
+    flow.list_prev = 0
+    if owner.first != 0:
+        nat.flows[owner.first].list_prev = slot
+    owner.first = slot
     owner.flows += 1
-    nat.mappings[mapping].first = _link(nat.flows, OF_MAPPING, slot, nat.mappings[mapping].first)
-    nat.permits[permit].first = _link(nat.flows, OF_PERMIT, slot, nat.permits[permit].first)
     settings.flows += 1
+    if np.int64(flow.role) & CONFIRMED:
+        _link_confirmed(nat, slot, home)
+    else:
+        owner.unconfirmed += 1
+        settings.unconfirmed += 1
 
 
 @kernel
-def remove_flow(nat: NatTables, slot: Word) -> None:
-    """Free a flow, and with the last one its permit and its mapping."""
-    settings, heads, flow = nat.settings[0], nat.heads, nat.flows[slot]
+def confirm(nat: NatTables, slot: Word) -> None:
+    """The inside has sent on a flow that was opened from outside."""
+    flow = nat.flows[slot]
+    flow.role = np.int64(flow.role) | CONFIRMED
+    nat.subscribers[flow.key >> DEVICE_SHIFT].unconfirmed -= 1
+    nat.settings[0].unconfirmed -= 1
+    _link_confirmed(nat, slot, np.int64(flow.mapping))
+
+
+@kernel
+def _link_confirmed(nat: NatTables, slot: Word, home: Word) -> None:
+    """A confirmed flow keeps its mapping alive, and permits its remote address."""
+    record, flow = nat.flows[home], nat.flows[slot]
+    record.live = np.int64(record.live) + 1
+    if slot == home:
+        return
+    remote_hi = nat.wide[slot].remote_hi if flow.key & V6 else np.int64(0)
+    at = _find_anchor(nat, home, remote_hi, flow.remote_lo)
+    if at == 0:
+        at = slot
+        flow.role = np.int64(flow.role) | ANCHOR
+        head = _chain_permits(nat, slot)
+        flow.next_anchor = np.int64(nat.heads[head])
+        nat.heads[head] = slot
+    anchor = nat.flows[at]
+    anchor.live = np.int64(anchor.live) + 1
+    anchor.refs = np.int64(anchor.refs) + 1
+    flow.permit = at
+
+
+@kernel
+def remove_flow(nat: NatTables, slot: Word, now: Word) -> None:
+    """End a flow; with its last confirmed one a permit and a mapping end. Records that nothing needs any more are free."""
+    settings, flow = nat.settings[0], nat.flows[slot]
+    home = np.int64(flow.mapping)
     flow.state = FREE
-    out, into = _buckets(nat, flow)
-    after_out, after_in = np.int64(flow.next_out), np.int64(flow.next_in)
-    at = np.int64(heads[out])
-    if at == slot:
-        heads[out] = after_out
-    while at != slot and at != 0:
-        before = nat.flows[at]
-        at = np.int64(before.next_out)
-        if at == slot:
-            before.next_out = after_out
-    at = np.int64(heads[into])
-    if at == slot:
-        heads[into] = after_in
-    while at != slot and at != 0:
-        before = nat.flows[at]
-        at = np.int64(before.next_in)
-        if at == slot:
-            before.next_in = after_in
-    _leave_lists(nat, slot)
-    flow.next_out = settings.flow_free
-    settings.flow_free = slot
+    wheel.clear(nat, slot)
+    _leave_list(nat, slot)
+    if slot != home:
+        _leave_chain(nat, slot)
+    record = nat.flows[home]
+    if np.int64(flow.role) & CONFIRMED:
+        flow.role = np.int64(flow.role) & ~CONFIRMED
+        if slot != home:
+            _leave_permit(nat, slot)
+        record.live = np.int64(record.live) - 1
+        if np.int64(record.live) == 0:
+            end_mapping(nat, home, now)
+    else:
+        nat.subscribers[flow.key >> DEVICE_SHIFT].unconfirmed -= 1
+        settings.unconfirmed -= 1
+    if slot != home and np.int64(flow.refs) == 0:
+        free_record(nat, slot)
+    record.refs = np.int64(record.refs) - 1
+    if np.int64(record.refs) == 0:
+        free_record(nat, home)
     settings.flows -= 1
 
 
 @kernel
-def _leave_lists(nat: NatTables, slot: Word) -> None:
+def _leave_list(nat: NatTables, slot: Word) -> None:
     flow = nat.flows[slot]
     owner = nat.subscribers[flow.key >> DEVICE_SHIFT]
-    owner.first = _unlink(nat.flows, OF_DEVICE, slot, owner.first)
-    owner.flows -= 1
-    permit = np.int64(flow.permit)
-    nat.permits[permit].first = _unlink(nat.flows, OF_PERMIT, slot, nat.permits[permit].first)
-    if nat.permits[permit].first == 0:
-        _remove_permit(nat, permit)
-    mapping = np.int64(flow.mapping)
-    nat.mappings[mapping].first = _unlink(nat.flows, OF_MAPPING, slot, nat.mappings[mapping].first)
-    if nat.mappings[mapping].first == 0:
-        remove_mapping(nat, mapping)
-
-
-@kernel
-def settle_mapping(nat: NatTables, mapping: Word, now: Word) -> bool:
-    """Whether a mapping has a live flow. Expired flows found first are removed, the mapping with its last one."""
-    for _ in range(MAX_SETTLE):
-        slot = nat.mappings[mapping].first
-        if slot == 0:
-            return False
-        if not expired(nat.flows[slot], now):
-            return True
-        remove_flow(nat, slot)
-    return False
-
-
-@kernel
-def settle_permit(nat: NatTables, permit: Word, now: Word) -> bool:
-    """Whether a permit has a live flow. Expired flows found first are removed, the permit with its last one."""
-    for _ in range(MAX_SETTLE):
-        slot = nat.permits[permit].first
-        if slot == 0:
-            return False
-        if not expired(nat.flows[slot], now):
-            return True
-        remove_flow(nat, slot)
-    return False
-
-
-@kernel
-def _buckets(nat: NatTables, flow: Row) -> tuple[Word, Word]:
-    """Where a flow's two chains begin."""
-    settings = nat.settings[0]
-    out = hash_pair(settings, flow.key, flow.internal_hi, flow.internal_lo, flow.remote_hi, flow.remote_lo)
-    into = hash_pair(settings, flow.external_key, flow.external_hi, flow.external_lo, flow.remote_hi, flow.remote_lo)
-    return bucket(nat.heads, FLOWS_OUT, out), bucket(nat.heads, FLOWS_IN, into)
-
-
-@kernel
-def _add_permit(nat: NatTables, mapping: Word, hi: Word, lo: Word) -> Word:
-    """There is always room: as many records as flows, and each has a flow."""
-    settings = nat.settings[0]
-    slot = settings.permit_free
-    if slot != 0:
-        settings.permit_free = nat.permits[slot].next
+    before, after = np.int64(flow.list_prev), np.int64(flow.list_next)
+    if after != 0:
+        nat.flows[after].list_prev = before
+    if before != 0:
+        nat.flows[before].list_next = after
     else:
-        slot = settings.permit_high + 1
-        settings.permit_high = slot
-    permit = nat.permits[slot]
-    permit.mapping = mapping
-    permit.remote_hi = hi
-    permit.remote_lo = lo
-    permit.first = 0
-    at = bucket(nat.heads, PERMITS, hash_one(settings, mapping, hi, lo))
-    permit.next = np.int64(nat.heads[at])
-    nat.heads[at] = slot
-    settings.permits += 1
-    return slot
+        owner.first = after
+    owner.flows -= 1
 
 
 @kernel
-def _remove_permit(nat: NatTables, slot: Word) -> None:
-    settings, permit = nat.settings[0], nat.permits[slot]
-    head = bucket(nat.heads, PERMITS, hash_one(settings, permit.mapping, permit.remote_hi, permit.remote_lo))
+def _leave_chain(nat: NatTables, slot: Word) -> None:
+    head, after = _chain(nat, slot), np.int64(nat.flows[slot].next_flow)
     at = np.int64(nat.heads[head])
     if at == slot:
-        nat.heads[head] = permit.next
+        nat.heads[head] = after
     while at != slot and at != 0:
-        before = nat.permits[at]
-        at = before.next
+        before = nat.flows[at]
+        at = np.int64(before.next_flow)
         if at == slot:
-            before.next = permit.next
-    permit.mapping = 0
-    permit.next = settings.permit_free
-    settings.permit_free = slot
-    settings.permits -= 1
+            before.next_flow = after
 
 
 @kernel
-def _link(flows: Table, kind: Word, slot: Word, first: Word) -> Word:
-    """Put a flow at the head of a list that began with `first`. Returns the new head."""
-    flow = flows[slot]
-    flow.next[kind] = first
-    flow.prev[kind] = 0
-    if first != 0:
-        flows[first].prev[kind] = slot
-    return slot
+def _leave_permit(nat: NatTables, slot: Word) -> None:
+    """A confirmed flow goes, and with the last one to an address its permit."""
+    at = np.int64(nat.flows[slot].permit)
+    anchor = nat.flows[at]
+    anchor.live = np.int64(anchor.live) - 1
+    if np.int64(anchor.live) == 0:
+        anchor.role = np.int64(anchor.role) & ~ANCHOR
+        unlink(nat.heads, nat.flows, _chain_permits(nat, at), at)
+    anchor.refs = np.int64(anchor.refs) - 1
+    if at != slot and np.int64(anchor.refs) == 0 and np.int64(anchor.state) == FREE:
+        free_record(nat, at)
 
 
-@kernel
-def _unlink(flows: Table, kind: Word, slot: Word, first: Word) -> Word:
-    """Take a flow out of a list that begins with `first`. Returns the new head."""
-    before, after = np.int64(flows[slot].prev[kind]), np.int64(flows[slot].next[kind])
-    if after != 0:
-        flows[after].prev[kind] = before
-    if before != 0:
-        flows[before].next[kind] = after
-        return first
-    return after
+@inlined
+def _chain(nat: NatTables, slot: Word) -> Word:
+    """Where the chain of a flow that is not inline begins."""
+    flow = nat.flows[slot]
+    v6 = flow.key & V6
+    hi = nat.wide[slot].remote_hi if v6 else np.int64(0)
+    word = np.int64(flow.mapping) << 16 | np.int64(flow.remote_port)
+    return bucket(nat.heads, FLOWS, hash_end(nat.settings[0], v6, word, hi, flow.remote_lo))
+
+
+@inlined
+def _chain_permits(nat: NatTables, slot: Word) -> Word:
+    """Where the chain of an anchor begins."""
+    flow = nat.flows[slot]
+    v6 = flow.key & V6
+    hi = nat.wide[slot].remote_hi if v6 else np.int64(0)
+    return bucket(nat.heads, PERMITS, hash_end(nat.settings[0], v6, np.int64(flow.mapping), hi, flow.remote_lo))

@@ -1,52 +1,50 @@
-"""What flows, mappings and permits are found by: packed key words, and SipHash-1-3 over them with the tables' secret.
+"""What homes, flows and permits are found by: packed key words, and SipHash-1-3 over them with the tables' secret.
 
-Packed word of the inside:  device << 41 | v6 << 40 | protocol << 32 | internal port << 16 | remote port
-Packed word of the outside:                v6 << 40 | protocol << 32 | external port << 16 | remote port
-An ICMP query has its identifier as the internal and the external port, and remote port 0. A mapping's words have remote
-port 0. The hash is keyed because who sends packets chooses the keys, and could otherwise make every chain one.
+Key of a home, and of its flows:  device << 41 | v6 << 40 | protocol << 32 | internal port << 16 | external port
+An ICMP query has its identifier as the internal and the external port, and remote port 0. Who looks for an internal
+endpoint does not know its external port, so look-ups from inside leave it out (PORTLESS). The hash is keyed because who
+sends packets chooses the keys, and could otherwise make every chain one.
 """
 
 from typing import Final
 
-from egressvpn.kernel import Octets, Row, Word, kernel
-from egressvpn.nat.tables import REGIONS
+from egressvpn.kernel import Octets, Row, Word, inlined, kernel
+from egressvpn.nat.tables import HOMES_OUT, SHARES
 
 V6: Final = 1 << 40
 DEVICE_SHIFT: Final = 41
-PORTLESS: Final = ~0xFFFF  # takes the remote port out of a packed word
-_REGION_SHIFT: Final = REGIONS.bit_length() - 1
+PORTLESS: Final = ~0xFFFF  # takes the external port out of a key
+_SHARE_SHIFT: Final = SHARES.bit_length() - 1
 
 
-@kernel
-def inside_word(device: Word, packet: Row, internal_port: Word, remote_port: Word) -> Word:
-    return device << DEVICE_SHIFT | outside_word(packet, internal_port, remote_port)
-
-
-@kernel
-def outside_word(packet: Row, external_port: Word, remote_port: Word) -> Word:
-    word = packet.protocol << 32 | external_port << 16 | remote_port
+@inlined
+def inside_word(device: Word, packet: Row, internal_port: Word) -> Word:
+    """The key of a packet from inside, without its external port."""
+    word = device << DEVICE_SHIFT | packet.protocol << 32 | internal_port << 16
     return word | V6 if packet.version == 6 else word
 
 
-@kernel
+@inlined
+def outside_word(version: Word, protocol: Word, external_port: Word) -> Word:
+    """What an external IPv6 endpoint is hashed by, besides its address."""
+    word = protocol << 32 | external_port << 16
+    return word | V6 if version == 6 else word
+
+
+@inlined
 def bucket(heads: Octets, region: Word, hashed: Word) -> Word:
     """Index in `heads` of the chain for a hash."""
-    size = heads.size >> _REGION_SHIFT
-    return region * size + (hashed & (size - 1))
+    share = heads.size >> _SHARE_SHIFT
+    size = 2 * share if region == HOMES_OUT else share
+    return region * share + (hashed & (size - 1))
 
 
-@kernel
-def hash_pair(settings: Row, word: Word, hi: Word, lo: Word, other_hi: Word, other_lo: Word) -> Word:
-    """Hash of a flow's key: packed word, own address, remote address."""
-    if word & V6:
-        return siphash5(settings.key0, settings.key1, word, hi, lo, other_hi, other_lo)
-    return siphash2(settings.key0, settings.key1, word, lo << 32 | other_lo)
-
-
-@kernel
-def hash_one(settings: Row, word: Word, hi: Word, lo: Word) -> Word:
-    """Hash of a mapping's or a permit's key: a word and one address."""
-    return siphash3(settings.key0, settings.key1, word, hi, lo)
+@inlined
+def hash_end(settings: Row, v6: Word, word: Word, hi: Word, lo: Word) -> Word:
+    """Hash of a word and one address, whose high word counts only in IPv6 (`v6` not 0)."""
+    if v6 != 0:
+        return siphash3(settings.key0, settings.key1, word, hi, lo)
+    return siphash2(settings.key0, settings.key1, word, lo)
 
 
 @kernel
@@ -119,14 +117,3 @@ def siphash3(key0: Word, key1: Word, a: Word, b: Word, c: Word) -> Word:
     v0, v1, v2, v3 = _absorb(v0, v1, v2, v3, b)
     v0, v1, v2, v3 = _absorb(v0, v1, v2, v3, c)
     return _finish(v0, v1, v2, v3, 3)
-
-
-@kernel
-def siphash5(key0: Word, key1: Word, a: Word, b: Word, c: Word, d: Word, e: Word) -> Word:
-    v0, v1, v2, v3 = _begin(key0, key1)
-    v0, v1, v2, v3 = _absorb(v0, v1, v2, v3, a)
-    v0, v1, v2, v3 = _absorb(v0, v1, v2, v3, b)
-    v0, v1, v2, v3 = _absorb(v0, v1, v2, v3, c)
-    v0, v1, v2, v3 = _absorb(v0, v1, v2, v3, d)
-    v0, v1, v2, v3 = _absorb(v0, v1, v2, v3, e)
-    return _finish(v0, v1, v2, v3, 5)

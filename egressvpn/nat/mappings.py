@@ -1,148 +1,163 @@
-"""Finding, making and removing mappings: endpoint-independent (RFC 4787 REQ-1), paired by device (REQ-2), never overloaded (REQ-3).
+"""Making and ending mappings: endpoint-independent (RFC 4787 REQ-1), paired by device (REQ-2), never overloaded (REQ-3).
 
-IPv4 gets a port of our slice of the device's external address. IPv6 keeps its port under the device's external address.
+IPv4 gets a port of a block of the device. IPv6 keeps its port under the device's external address. A mapping is its home
+record; which records are in use is kept here too: a free list, and above the high-water mark all are free. Nothing is
+ever evicted.
 """
 
 from typing import Final
 
 import numpy as np
 
-from egressvpn.kernel import Octets, Row, Table, Word, kernel
-from egressvpn.nat.keys import DEVICE_SHIFT, V6, bucket, hash_one
-from egressvpn.nat.ports import free_port, port_kind, take_port
-from egressvpn.nat.tables import MAPPINGS_IN, MAPPINGS_OUT, NatTables
-from egressvpn.nat.tcp import ACTIVE, FREE
+from egressvpn.kernel import Octets, Table, Word, inlined, kernel
+from egressvpn.nat.keys import DEVICE_SHIFT, PORTLESS, V6, bucket, hash_end
+from egressvpn.nat.port_lists import place
+from egressvpn.nat.ports import free, port_kind, take
+from egressvpn.nat.tables import HOME, HOMES_IN, HOMES_OUT, NatTables
 from egressvpn.verdict import Verdict
 
-MAPPING_TABLE_FULL: Final = int(Verdict.MAPPING_TABLE_FULL)
 NO_EXTERNAL_ADDRESS: Final = int(Verdict.NO_EXTERNAL_ADDRESS)
-PORTS_EXHAUSTED: Final = int(Verdict.PORTS_EXHAUSTED)
 
-SAME_PORT: Final = V6 | 0xFFFFFF0000  # of an inside word: what the outside word of an IPv6 mapping is
+END: Final = V6 | 0xFF00000000  # of a key: version and protocol
+
+
+@inlined
+def record_room(nat: NatTables) -> bool:
+    settings = nat.settings[0]
+    return settings.free != 0 or settings.high + 1 < nat.flows.size
 
 
 @kernel
-def find_mapping_outbound(settings: Row, heads: Octets, mappings: Table, key: Word, hi: Word, lo: Word) -> Word:
-    """The mapping of an internal endpoint. 0: none."""
-    slot = np.int64(heads[bucket(heads, MAPPINGS_OUT, hash_one(settings, key, hi, lo))])
-    while slot != 0:
-        mapping = mappings[slot]
-        if mapping.key == key and mapping.internal_lo == lo and mapping.internal_hi == hi:
-            return slot
-        slot = mapping.next_out
+def take_record(nat: NatTables) -> Word:
+    """A free record, with no role and nothing that refers to it. There is room."""
+    settings = nat.settings[0]
+    slot = settings.free
+    if slot != 0:
+        settings.free = np.int64(nat.flows[slot].list_next)
+    else:
+        slot = settings.high + 1
+        settings.high = slot
+    settings.records += 1
+    record = nat.flows[slot]
+    record.role = 0
+    record.live = 0
+    record.refs = 0
+    record.permit = 0
     return slot
 
 
 @kernel
-def find_mapping_inbound(settings: Row, heads: Octets, mappings: Table, key: Word, hi: Word, lo: Word) -> Word:
-    """The mapping of an external endpoint. 0: none."""
-    slot = np.int64(heads[bucket(heads, MAPPINGS_IN, hash_one(settings, key, hi, lo))])
-    while slot != 0:
-        mapping = mappings[slot]
-        if mapping.external_key == key and mapping.external_lo == lo and mapping.external_hi == hi:
-            return slot
-        slot = mapping.next_in
-    return slot
+def free_record(nat: NatTables, slot: Word) -> None:
+    settings = nat.settings[0]
+    nat.flows[slot].role = 0
+    nat.flows[slot].list_next = settings.free
+    settings.free = slot
+    settings.records -= 1
 
 
 @kernel
 def add_mapping(nat: NatTables, key: Word, hi: Word, lo: Word, now: Word) -> Word:
-    """Give an internal endpoint an external one, in IPv6 one that is not taken. Returns the slot, or the negated verdict why not."""
-    settings = nat.settings[0]
-    if settings.mapping_free == 0 and settings.mapping_high + 1 >= nat.mappings.size:
-        return -MAPPING_TABLE_FULL
-    owner = nat.subscribers[key >> DEVICE_SHIFT]
-    word = key & (V6 | 0xFF00000000)
+    """Give an internal endpoint (`inside_word`) an external one. Returns its home, or the negated verdict why not. There is room."""
+    device = key >> DEVICE_SHIFT
+    pool, port = np.int64(0), (key >> 16) & 0xFFFF
     if key & V6:
-        external_hi, external_lo, pool = owner.external6_hi, owner.external6_lo, 0
-        word = key & SAME_PORT
-        if external_hi == 0 and external_lo == 0:
+        owner = nat.subscribers[device]
+        if owner.external6_hi == 0 and owner.external6_lo == 0:
             return -NO_EXTERNAL_ADDRESS
     else:
-        external_hi, external_lo, pool = 0, nat.pool[owner.external4].address, owner.external4
-        if pool == 0 or external_lo == 0:
-            return -NO_EXTERNAL_ADDRESS
-        port = take_port(settings, nat.pool, nat.port_bits, pool, port_kind((key >> 32) & 0xFF))
-        if port < 0:
-            return -PORTS_EXHAUSTED
-        word = word | port << 16
-    slot = _take_slot(nat)
-    mapping = nat.mappings[slot]
-    mapping.key = key
-    mapping.internal_hi = hi
-    mapping.internal_lo = lo
-    mapping.external_key = word
-    mapping.external_hi = external_hi
-    mapping.external_lo = external_lo
-    mapping.pool = pool
-    mapping.created = now
+        taken = take(nat, device, port_kind((key >> 32) & 0xFF), port, now)
+        if taken < 0:
+            return taken
+        pool, port = taken >> 16, taken & 0xFFFF
+    slot = take_record(nat)
+    home = nat.flows[slot]
+    home.key = key | port
+    home.internal_lo = lo
+    home.mapping = slot
+    home.pool = pool
+    if key & V6:
+        nat.wide[slot].internal_hi = hi
     link_mapping(nat, slot)
-    settings.mappings_created += 1
-    mapping.state = ACTIVE
-    return slot
-
-
-@kernel
-def _take_slot(nat: NatTables) -> Word:
-    settings = nat.settings[0]
-    slot = settings.mapping_free
-    if slot != 0:
-        settings.mapping_free = nat.mappings[slot].next_out
-    else:
-        slot = settings.mapping_high + 1
-        settings.mapping_high = slot
+    nat.settings[0].mappings_created += 1
+    home.role = HOME
     return slot
 
 
 @kernel
 def link_mapping(nat: NatTables, slot: Word) -> None:
-    """Put a mapping into its chains; it has no flows yet."""
-    mapping = nat.mappings[slot]
-    mapping.first = 0
-    out, into = _buckets(nat, mapping)
-    mapping.next_out = np.int64(nat.heads[out])
-    nat.heads[out] = slot
-    mapping.next_in = np.int64(nat.heads[into])
-    nat.heads[into] = slot
-    nat.subscribers[mapping.key >> DEVICE_SHIFT].mappings += 1
+    """Let look-ups find a home. Its port is taken."""
+    heads, home = nat.heads, nat.flows[slot]
+    key = home.key
+    out = _chain_out(nat, slot)
+    home.next_anchor = np.int64(heads[out])
+    heads[out] = slot
+    if key & V6:
+        into = _chain_in(nat, slot)
+        home.next_in = np.int64(heads[into])
+        heads[into] = slot
+    else:
+        nat.ports[place(np.int64(home.pool), port_kind((key >> 32) & 0xFF), key & 0xFFFF)] = slot
+    nat.subscribers[key >> DEVICE_SHIFT].mappings += 1
     nat.settings[0].mappings += 1
 
 
 @kernel
-def remove_mapping(nat: NatTables, slot: Word) -> None:
-    """Free a mapping that has no flows, and its port."""
-    settings, heads, mapping = nat.settings[0], nat.heads, nat.mappings[slot]
-    mapping.state = FREE
-    out, into = _buckets(nat, mapping)
-    at = np.int64(heads[out])
-    if at == slot:
-        heads[out] = mapping.next_out
-    while at != slot and at != 0:
-        before = nat.mappings[at]
-        at = before.next_out
-        if at == slot:
-            before.next_out = mapping.next_out
-    at = np.int64(heads[into])
-    if at == slot:
-        heads[into] = mapping.next_in
-    while at != slot and at != 0:
-        before = nat.mappings[at]
-        at = before.next_in
-        if at == slot:
-            before.next_in = mapping.next_in
-    if mapping.pool != 0:
-        kind = port_kind((mapping.key >> 32) & 0xFF)
-        free_port(nat.pool, nat.port_bits, mapping.pool, kind, (mapping.external_key >> 16) & 0xFFFF)
-    nat.subscribers[mapping.key >> DEVICE_SHIFT].mappings -= 1
-    mapping.next_out = settings.mapping_free
-    settings.mapping_free = slot
-    settings.mappings -= 1
+def end_mapping(nat: NatTables, slot: Word, now: Word) -> None:
+    """No look-up finds the home from here on, and its port is free. Unconfirmed flows may still refer to it."""
+    heads, home = nat.heads, nat.flows[slot]
+    key = home.key
+    home.role = np.int64(home.role) & ~HOME
+    unlink(heads, nat.flows, _chain_out(nat, slot), slot)
+    if key & V6:
+        _unlink_in(nat, _chain_in(nat, slot), slot)
+    else:
+        pool, kind, port = np.int64(home.pool), port_kind((key >> 32) & 0xFF), key & 0xFFFF
+        nat.ports[place(pool, kind, port)] = 0
+        free(nat, pool, kind, port, now)
+    nat.subscribers[key >> DEVICE_SHIFT].mappings -= 1
+    nat.settings[0].mappings -= 1
 
 
 @kernel
-def _buckets(nat: NatTables, mapping: Row) -> tuple[Word, Word]:
-    """Where a mapping's two chains begin."""
-    settings = nat.settings[0]
-    out = hash_one(settings, mapping.key, mapping.internal_hi, mapping.internal_lo)
-    into = hash_one(settings, mapping.external_key, mapping.external_hi, mapping.external_lo)
-    return bucket(nat.heads, MAPPINGS_OUT, out), bucket(nat.heads, MAPPINGS_IN, into)
+def unlink(heads: Octets, flows: Table, head: Word, slot: Word) -> None:
+    """Take a home or an anchor out of its chain."""
+    after = np.int64(flows[slot].next_anchor)
+    at = np.int64(heads[head])
+    if at == slot:
+        heads[head] = after
+    while at != slot and at != 0:
+        before = flows[at]
+        at = np.int64(before.next_anchor)
+        if at == slot:
+            before.next_anchor = after
+
+
+@kernel
+def _unlink_in(nat: NatTables, head: Word, slot: Word) -> None:
+    after = np.int64(nat.flows[slot].next_in)
+    at = np.int64(nat.heads[head])
+    if at == slot:
+        nat.heads[head] = after
+    while at != slot and at != 0:
+        before = nat.flows[at]
+        at = np.int64(before.next_in)
+        if at == slot:
+            before.next_in = after
+
+
+@inlined
+def _chain_out(nat: NatTables, slot: Word) -> Word:
+    """Where the chain of a home's internal endpoint begins."""
+    home = nat.flows[slot]
+    word = home.key & PORTLESS
+    hi = nat.wide[slot].internal_hi if word & V6 else np.int64(0)
+    return bucket(nat.heads, HOMES_OUT, hash_end(nat.settings[0], word & V6, word, hi, home.internal_lo))
+
+
+@inlined
+def _chain_in(nat: NatTables, slot: Word) -> Word:
+    """Where the chain of a home's external endpoint begins. IPv6."""
+    key = nat.flows[slot].key
+    owner = nat.subscribers[key >> DEVICE_SHIFT]
+    word = key & END | (key & 0xFFFF) << 16
+    return bucket(nat.heads, HOMES_IN, hash_end(nat.settings[0], V6, word, owner.external6_hi, owner.external6_lo))

@@ -1,19 +1,22 @@
-"""External ports of a pool address: a bitmap for each of TCP, UDP and ICMP identifiers.
+"""External ports: drawn at random in a block of the device (RFC 6056, RFC 7857 9), found by port, given back. O(1), however full.
 
-A port is drawn at random in the slice (RFC 6056): a few independent draws, which succeed almost always below 90 % use,
-then one pass over the bitmap from a random word on. So a search ends after at most PORT_WORDS words, however full it is.
+The port has the internal port's parity as long as a block of the device has such a port (RFC 4787 4.2.2). A predefined block
+(RFC 7422 2, step 3) comes before parity, and every port of the device's own blocks comes before another block.
 """
 
 from typing import Final
 
 import numpy as np
 
-from egressvpn.kernel import Octets, Row, Table, Word, kernel
+from egressvpn.kernel import Word, inlined, kernel
+from egressvpn.nat.block_lists import link_open, number_of, pool_of, predefined, scattered, unlink_open
+from egressvpn.nat.blocks import choose, give, hold
 from egressvpn.nat.keys import draw
-from egressvpn.nat.tables import ICMP_PORTS, PORT_KINDS, PORT_WORDS, TCP_PORTS, UDP_PORTS
+from egressvpn.nat.port_lists import block_of_port, first_port, list_start, place, ports_of_block
+from egressvpn.nat.tables import BLOCK_OWNED, ICMP_PORTS, TCP_PORTS, UDP_PORTS, NatTables
 from egressvpn.packet.headers import TCP, UDP
 
-DRAWS: Final = 8
+_POSITIVE: Final = (1 << 63) - 1
 
 
 @kernel
@@ -24,64 +27,105 @@ def port_kind(protocol: Word) -> Word:
 
 
 @kernel
-def take_port(settings: Row, pool: Table, port_bits: Octets, slot: Word, kind: Word) -> Word:
-    """Mark a free port of the slice as taken and return it, or -1 when there is none."""
-    address = pool[slot]
-    low, high = address.port_low, address.port_high
-    base = bitmap(slot, kind)
-    for _ in range(DRAWS):
-        port = low + (draw(settings) & 0x7FFFFFFF) % (high - low + 1)
-        if take_exact(pool, port_bits, slot, kind, port):
-            return port
-    first = low >> 6
-    words = (high >> 6) - first + 1
-    start = (draw(settings) & 0x7FFFFFFF) % words
-    for step in range(words):
-        word = first + (start + step) % words
-        if port_bits[base + word] != -1:
-            port = _free_in_word(port_bits[base + word], word * 64, low, high, draw(settings) & 63)
-            if port >= 0:
-                take_exact(pool, port_bits, slot, kind, port)
-                return port
-    return -1
+def pool_slot(nat: NatTables, address: Word) -> Word:
+    """Slot of a pool address, or 0."""
+    places = nat.pool_index.size
+    at = scattered(address, places)
+    for _ in range(places):
+        slot = np.int64(nat.pool_index[at])
+        if slot == 0 or nat.pool[slot].address == address:
+            return slot
+        at = (at + 1) & (places - 1)
+    return 0
+
+
+@inlined
+def take(nat: NatTables, device: Word, kind: Word, internal_port: Word, now: Word) -> Word:
+    """A free port for the device: pool slot << 16 | port, or minus the verdict. May give it a block, or pair it anew when it has none."""
+    wanted = kind * 2 + (internal_port & 1)
+    row = _open_block(nat, device, wanted)
+    if row == 0:
+        row = give(nat, device, now)
+        if row < 0:
+            return row
+    if np.int64(nat.blocks[row].free[wanted]) == 0:
+        wanted ^= 1
+    return pool_of(nat, row) << 16 | _draw_port(nat, row, wanted)
 
 
 @kernel
-def take_exact(pool: Table, port_bits: Octets, slot: Word, kind: Word, port: Word) -> Word:
-    """Mark one port as taken. 1, or 0 when it was already or is outside the slice."""
-    address = pool[slot]
-    if port < address.port_low or port > address.port_high:
+def may_take(nat: NatTables, device: Word, kind: Word, now: Word) -> Word:
+    """0 when `take` would find a port, or minus the verdict. Changes nothing."""
+    if _open_block(nat, device, kind * 2) != 0:
         return 0
-    index = bitmap(slot, kind) + (port >> 6)
-    bit = np.int64(1) << (port & 63)
-    if port_bits[index] & bit:
+    verdict, _, _ = choose(nat, device, now)
+    return -verdict
+
+
+@inlined
+def free(nat: NatTables, slot: Word, kind: Word, port: Word, now: Word) -> None:
+    """Give a port back. With its last port a block ends, too: it is held."""
+    pool = nat.pool[slot]
+    number = block_of_port(pool, port)
+    row = slot * (nat.blocks.size // nat.pool.size) + number
+    if number < 0 or nat.blocks[row].state != BLOCK_OWNED:
+        return
+    block = nat.blocks[row]
+    port_class = kind * 2 + (port & 1)
+    count = np.int64(block.free[port_class])
+    first = first_port(pool, number)
+    nat.free_ports[list_start(slot, first, ports_of_block(pool, number), port_class) + count] = ((port - first) >> 1) ^ count
+    block.free[port_class] = count + 1
+    if count == 0:
+        link_open(nat, row, port_class)
+    block.used -= 1
+    pool.used[kind] -= 1
+    if np.int64(block.used) == 0 and number >= pool.fixed_blocks:
+        hold(nat, row, now)
+
+
+@kernel
+def take_exact(nat: NatTables, device: Word, slot: Word, kind: Word, port: Word) -> Word:
+    """For recovery, between `recover_blocks` and `hold_empty`: count a port as taken. 0 when it is not the device's, or taken."""
+    if slot <= 0 or slot >= nat.pool.size or nat.pool[slot].address == 0:
         return 0
-    port_bits[index] |= bit
-    address.used[kind] += 1
+    pool = nat.pool[slot]
+    number = block_of_port(pool, port)
+    if number < 0 or port > pool.port_high or np.int64(nat.ports[place(slot, kind, port)]) != 0:
+        return 0
+    block = nat.blocks[slot * (nat.blocks.size // nat.pool.size) + number]
+    if np.int64(block.state) != BLOCK_OWNED or np.int64(block.owner) != device:
+        return 0
+    block.used += 1
+    pool.used[kind] += 1
     return 1
 
 
-@kernel
-def free_port(pool: Table, port_bits: Octets, slot: Word, kind: Word, port: Word) -> None:
-    index = bitmap(slot, kind) + (port >> 6)
-    bit = np.int64(1) << (port & 63)
-    if port_bits[index] & bit:
-        port_bits[index] &= ~bit
-        pool[slot].used[kind] -= 1
+@inlined
+def _open_block(nat: NatTables, device: Word, wanted: Word) -> Word:
+    """A block of the device with a free port, of the wanted parity when it can be; 0: none."""
+    subscriber = nat.subscribers[device]
+    same, other = subscriber.open[wanted], subscriber.open[wanted ^ 1]
+    if same == 0 or (subscriber.fixed != 0 and other != 0 and not predefined(nat, same) and predefined(nat, other)):
+        return other
+    return same
 
 
-@kernel
-def bitmap(slot: Word, kind: Word) -> Word:
-    """Index of the first word of a bitmap."""
-    return (slot * PORT_KINDS + kind) * PORT_WORDS
-
-
-@kernel
-def _free_in_word(bits: Word, base: Word, low: Word, high: Word, start: Word) -> Word:
-    """A free port within the slice among the 64 of one word, searched from bit `start` on; or -1."""
-    for step in range(64):
-        bit = (start + step) & 63
-        port = base + bit
-        if (bits >> bit) & 1 == 0 and low <= port <= high:
-            return port
-    return -1
+@inlined
+def _draw_port(nat: NatTables, row: Word, port_class: Word) -> Word:
+    """Take a random free port of the class in a block that has one."""
+    slot, number = pool_of(nat, row), number_of(nat, row)
+    pool, block = nat.pool[slot], nat.blocks[row]
+    first = first_port(pool, number)
+    start = list_start(slot, first, ports_of_block(pool, number), port_class)
+    count = np.int64(block.free[port_class])
+    at = (draw(nat.settings[0]) & _POSITIVE) % count
+    drawn = np.int64(nat.free_ports[start + at]) ^ at
+    last = np.int64(nat.free_ports[start + count - 1]) ^ (count - 1)
+    nat.free_ports[start + at] = last ^ at
+    block.free[port_class] = count - 1
+    if count == 1:
+        unlink_open(nat, row, port_class)
+    block.used += 1
+    pool.used[port_class >> 1] += 1
+    return first + 2 * drawn + ((first ^ port_class) & 1)

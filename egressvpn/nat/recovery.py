@@ -1,8 +1,8 @@
-"""After a crash at any instruction: every chain, list, bitmap, permit and count anew from the flow and mapping records.
+"""After a crash at any instruction: every chain, list, count, port and slot of the wheel anew from the records and the blocks.
 
-A record counts when its `state` says so and all that it holds twice agrees: a mapping's port lies in our slice of its
-pool address and nobody else has it, a flow's endpoints are its mapping's. What does not hold is dropped, never guessed.
-One slot beyond the high-water mark is looked at too, for the case that the mark itself came too late.
+A mapping counts when its record says that it is a home, its port lies in a block of its device and nobody else has it, and a
+confirmed flow names it. A flow counts when its `state` says so and it agrees with its home. What does not hold is dropped,
+never guessed. One slot beyond the high-water mark is looked at too, for the case that the mark itself came too late.
 """
 
 from typing import Final
@@ -10,123 +10,145 @@ from typing import Final
 import numpy as np
 
 from egressvpn.kernel import Row, Word, kernel
-from egressvpn.nat.flows import find_inbound, find_outbound, link_flow
+from egressvpn.nat import wheel
+from egressvpn.nat.flows import find_further, find_home_inbound, find_home_outbound, link_flow
 from egressvpn.nat.keys import DEVICE_SHIFT, PORTLESS, V6
-from egressvpn.nat.mappings import find_mapping_inbound, find_mapping_outbound, link_mapping, remove_mapping
+from egressvpn.nat.mappings import END, end_mapping, link_mapping
+from egressvpn.nat.pools import hold_empty, recover_blocks
 from egressvpn.nat.ports import port_kind, take_exact
-from egressvpn.nat.tables import REGIONS, USED_REGIONS, NatTables
+from egressvpn.nat.tables import CONFIRMED, HOME, TICK_SHIFT, NatTables
 from egressvpn.nat.tcp import ACTIVE, FREE, STATES
-from egressvpn.packet.headers import TCP
+from egressvpn.packet.headers import ICMP, ICMPV6, TCP, UDP
 
-_PROTOCOL_MASK: Final = V6 | 0xFF00000000
+_VERSION_SHIFT: Final = 32
 
 
 @kernel
-def recover(nat: NatTables) -> Word:
-    """Rebuild what is derived. Returns how many flows there are."""
+def recover(nat: NatTables, now: Word) -> Word:
+    """Rebuild what is derived; the DERIVED tables are zero. Returns how many flows there are."""
     settings = nat.settings[0]
-    mappings_end = min(settings.mapping_high + 2, nat.mappings.size)
-    flows_end = min(settings.flow_high + 2, nat.flows.size)
-    _forget(nat)
-    for slot in range(1, mappings_end):
-        if nat.mappings[slot].state != FREE:
-            if _mapping_holds(nat, nat.mappings[slot]):
+    end = min(settings.high + 2, nat.flows.size)
+    _forget(nat, end, now)
+    recover_blocks(nat)
+    for slot in range(1, end):
+        if np.int64(nat.flows[slot].role) & HOME:
+            if _mapping_holds(nat, slot):
                 link_mapping(nat, slot)
             else:
-                nat.mappings[slot].state = FREE
-    for slot in range(1, flows_end):
-        if nat.flows[slot].state != FREE:
-            if _flow_holds(nat, nat.flows[slot]):
-                link_flow(nat, slot)
-            else:
+                nat.flows[slot].role = 0
                 nat.flows[slot].state = FREE
-    for slot in range(1, mappings_end):
-        if nat.mappings[slot].state != FREE and nat.mappings[slot].first == 0:
-            remove_mapping(nat, slot)
-    _list_free(nat, mappings_end, flows_end)
+    hold_empty(nat, now)
+    for slot in range(1, end):
+        flow = nat.flows[slot]
+        if np.int64(flow.state) != FREE:
+            if _flow_holds(nat, slot):
+                link_flow(nat, slot)
+                wheel.arm(nat, slot, now)
+            else:
+                flow.role = np.int64(flow.role) & HOME
+                flow.state = FREE
+    for slot in range(1, end):
+        if np.int64(nat.flows[slot].role) & HOME and np.int64(nat.flows[slot].live) == 0:
+            end_mapping(nat, slot, now)
+    _list_free(nat, end)
     return settings.flows
 
 
 @kernel
-def _forget(nat: NatTables) -> None:
+def _forget(nat: NatTables, end: Word, now: Word) -> None:
     settings = nat.settings[0]
-    settings.flow_free = 0
-    settings.mapping_free = 0
-    settings.permit_free = 0
-    settings.permit_high = 0
-    settings.hand = 0
+    settings.free = 0
     settings.flows = 0
     settings.mappings = 0
-    settings.permits = 0
-    nat.heads[: (nat.heads.size // REGIONS) * USED_REGIONS] = 0
-    nat.port_bits[:] = 0
-    for slot in range(nat.pool.size):
-        nat.pool[slot].used[:] = 0
-    for slot in range(nat.subscribers.size):
-        owner = nat.subscribers[slot]
+    settings.records = 0
+    settings.unconfirmed = 0
+    settings.tick = now >> TICK_SHIFT
+    for device in range(nat.subscribers.size):
+        owner = nat.subscribers[device]
         owner.first = 0
         owner.flows = 0
         owner.mappings = 0
+        owner.unconfirmed = 0
+    for slot in range(1, end):
+        record = nat.flows[slot]
+        record.live = 0
+        record.refs = 0
+        record.permit = 0
+        kept = HOME | CONFIRMED if _state_holds(record) else HOME
+        if kept == HOME:
+            record.state = FREE
+        record.role = np.int64(record.role) & kept
 
 
 @kernel
-def _mapping_holds(nat: NatTables, mapping: Row) -> bool:
-    """The record is whole, and its endpoints are its own. Marks its port as taken when so."""
-    device = mapping.key >> DEVICE_SHIFT
-    if mapping.state != ACTIVE or device <= 0 or device >= nat.subscribers.size:
+def _state_holds(record: Row) -> bool:
+    """It has a flow, in a state that its protocol knows."""
+    state = np.int64(record.state)
+    if state == FREE or state >= STATES:
         return False
-    if (mapping.key ^ mapping.external_key) & _PROTOCOL_MASK != 0 or (mapping.key | mapping.external_key) & 0xFFFF != 0:
-        return False
-    settings, heads = nat.settings[0], nat.heads
-    if find_mapping_outbound(settings, heads, nat.mappings, mapping.key, mapping.internal_hi, mapping.internal_lo) != 0:
-        return False
-    if find_mapping_inbound(settings, heads, nat.mappings, mapping.external_key, mapping.external_hi, mapping.external_lo) != 0:
-        return False
-    if mapping.key & V6:
-        return mapping.pool == 0 and (mapping.key ^ mapping.external_key) & 0xFFFF0000 == 0
-    pool = mapping.pool
-    if pool <= 0 or pool >= nat.pool.size or nat.pool[pool].address == 0 or nat.pool[pool].address != mapping.external_lo:
-        return False
-    kind = port_kind((mapping.key >> 32) & 0xFF)
-    return take_exact(nat.pool, nat.port_bits, pool, kind, (mapping.external_key >> 16) & 0xFFFF) == 1
+    return (state != ACTIVE) == ((record.key >> 32) & 0xFF == TCP)
 
 
 @kernel
-def _flow_holds(nat: NatTables, flow: Row) -> bool:
-    """The record is whole and belongs to its mapping, and no other flow has its key."""
-    state, slot = np.int64(flow.state), np.int64(flow.mapping)
-    if state < 0 or state >= STATES or (state != ACTIVE) != ((flow.key >> 32) & 0xFF == TCP):
+def _mapping_holds(nat: NatTables, slot: Word) -> bool:
+    """The record is whole, and its endpoints are its own. Counts its port as taken when so."""
+    home = nat.flows[slot]
+    key, pool = home.key, np.int64(home.pool)
+    device = key >> DEVICE_SHIFT
+    if np.int64(home.mapping) != slot or device <= 0 or device >= nat.subscribers.size or not _protocol_holds(key):
         return False
-    if slot <= 0 or slot >= nat.mappings.size:
+    hi = nat.wide[slot].internal_hi if key & V6 else np.int64(0)
+    if find_home_outbound(nat, key & PORTLESS, hi, home.internal_lo) != 0:
         return False
-    mapping = nat.mappings[slot]
-    if mapping.state != ACTIVE or flow.key & PORTLESS != mapping.key or flow.external_key & PORTLESS != mapping.external_key:
+    if key & V6 == 0:
+        return take_exact(nat, device, pool, port_kind((key >> 32) & 0xFF), key & 0xFFFF) == 1
+    owner = nat.subscribers[device]
+    if pool != 0 or (key >> 16) & 0xFFFF != key & 0xFFFF or (owner.external6_hi == 0 and owner.external6_lo == 0):
         return False
-    if (flow.key ^ flow.external_key) & 0xFFFF != 0 or np.int64(flow.pool) != mapping.pool or flow.timeout <= 0:
-        return False
-    if flow.internal_hi != mapping.internal_hi or flow.internal_lo != mapping.internal_lo:
-        return False
-    if flow.external_hi != mapping.external_hi or flow.external_lo != mapping.external_lo:
-        return False
-    settings, heads = nat.settings[0], nat.heads
-    hi, lo = flow.remote_hi, flow.remote_lo
-    if find_outbound(settings, heads, nat.flows, flow.key, flow.internal_hi, flow.internal_lo, hi, lo) != 0:
-        return False
-    return find_inbound(settings, heads, nat.flows, flow.external_key, flow.external_hi, flow.external_lo, hi, lo) == 0
+    return find_home_inbound(nat, 6, (key >> 32) & 0xFF, owner.external6_hi, owner.external6_lo, key & 0xFFFF) == 0
 
 
 @kernel
-def _list_free(nat: NatTables, mappings_end: Word, flows_end: Word) -> None:
-    """The free lists, lowest slot first."""
+def _protocol_holds(key: Word) -> bool:
+    protocol = (key & END) >> _VERSION_SHIFT
+    if key & V6:
+        protocol = protocol ^ (V6 >> _VERSION_SHIFT)
+        return protocol == TCP or protocol == UDP or protocol == ICMPV6
+    return protocol == TCP or protocol == UDP or protocol == ICMP
+
+
+@kernel
+def _flow_holds(nat: NatTables, slot: Word) -> bool:
+    """The record belongs to its home, and no other flow of the home has its remote endpoint."""
+    flow = nat.flows[slot]
+    home = np.int64(flow.mapping)
+    if home <= 0 or home >= nat.flows.size or np.int64(nat.flows[home].role) & HOME == 0:
+        return False
+    if home == slot:
+        return True
+    record = nat.flows[home]
+    if flow.key != record.key or flow.internal_lo != record.internal_lo or np.int64(flow.pool) != np.int64(record.pool):
+        return False
+    v6 = flow.key & V6
+    remote_hi = nat.wide[slot].remote_hi if v6 else np.int64(0)
+    if v6 != 0 and nat.wide[slot].internal_hi != nat.wide[home].internal_hi:
+        return False
+    if np.int64(record.state) != FREE and record.remote_lo == flow.remote_lo and np.int64(record.remote_port) == np.int64(flow.remote_port):
+        if v6 == 0 or nat.wide[home].remote_hi == remote_hi:
+            return False
+    return find_further(nat, home, v6, remote_hi, flow.remote_lo, np.int64(flow.remote_port)) == 0
+
+
+@kernel
+def _list_free(nat: NatTables, end: Word) -> None:
+    """The free list, lowest slot first."""
     settings = nat.settings[0]
-    settings.mapping_free = 0
-    settings.mapping_high = max(mappings_end - 1, 0)
-    settings.flow_high = max(flows_end - 1, 0)
-    for slot in range(mappings_end - 1, 0, -1):
-        if nat.mappings[slot].state == FREE:
-            nat.mappings[slot].next_out = settings.mapping_free
-            settings.mapping_free = slot
-    for slot in range(flows_end - 1, 0, -1):
-        if nat.flows[slot].state == FREE:
-            nat.flows[slot].next_out = settings.flow_free
-            settings.flow_free = slot
+    settings.high = max(end - 1, 0)
+    for slot in range(end - 1, 0, -1):
+        record = nat.flows[slot]
+        if np.int64(record.refs) == 0 and np.int64(record.state) == FREE:
+            record.role = 0
+            record.list_next = settings.free
+            settings.free = slot
+        else:
+            settings.records += 1

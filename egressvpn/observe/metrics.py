@@ -99,15 +99,43 @@ def _packets(counters: Counters) -> Iterator[Metric]:
 
 
 def _translation(counters: Counters) -> Iterator[Metric]:
+    """What RFC 7659 counts of a NAT, where it makes sense here; what was refused is in egress_drops by reason."""
     yield GaugeMetricFamily("egress_flows", "Flows being tracked", counters.flows)
+    yield GaugeMetricFamily("egress_flows_limit", "Flows that there is room for", counters.max_flows)
     yield CounterMetricFamily("egress_flows_created", "Flows begun", counters.flows_created)
+    yield CounterMetricFamily("egress_flows_expired", "Flows that were idle for too long", counters.flows_expired)
+    yield GaugeMetricFamily("egress_mappings", "Internal endpoints that have an external one", counters.mappings)
+    yield CounterMetricFamily("egress_mappings_created", "Mappings made", counters.mappings_created)
+    yield CounterMetricFamily("egress_blocks_allocated", "Blocks of ports given to devices", counters.blocks_allocated)
+    yield CounterMetricFamily("egress_blocks_released", "Blocks of ports taken back", counters.blocks_released)
+    yield CounterMetricFamily("egress_quota_exceeded", "Flows refused because of a limit of their device", counters.quota_exceeded)
+    yield CounterMetricFamily("egress_nat_log_dropped", "Events that the NAT log does not have", counters.nat_log_dropped)
     yield CounterMetricFamily(
         "egress_slice_violations", "Packets held back for a port outside the gateway's slice: a bug if not 0", counters.slice_violations
     )
-    used = GaugeMetricFamily("egress_ports_used", "Ports in use of an egress address", labels=["pool", "address"])
-    for at in counters.ports_used:
-        used.add_metric([at.pool, at.address], at.ports)
+    yield from _pools(counters)
+
+
+def _pools(counters: Counters) -> Iterator[Metric]:
+    used = GaugeMetricFamily("egress_ports_used", "Ports in use of an egress address, all protocols", labels=["pool", "address"])
+    pools: dict[str, dict[str, int]] = {}
+    for at in counters.pools:
+        used.add_metric([at["pool"], at["address"]], sum(at["used"].values()))
+        sums = pools.setdefault(at["pool"], {"used": 0, "free": 0, "held": 0, "exhausted": 0})
+        for state in ("used", "free", "held"):
+            sums[state] += at["blocks"][state]
+        sums["exhausted"] += at["exhausted"]
     yield used
+    told = {"used": "Blocks of ports that devices have", "free": "Blocks nobody has", "held": "Blocks held back for their last device"}
+    for state, documentation in told.items():
+        blocks = GaugeMetricFamily(f"egress_blocks_{state}", documentation, labels=["pool"])
+        for pool, sums in pools.items():
+            blocks.add_metric([pool], sums[state])
+        yield blocks
+    exhaustion = CounterMetricFamily("egress_port_exhaustion", "Times that a device was refused for want of a free block", labels=["pool"])
+    for pool, sums in pools.items():
+        exhaustion.add_metric([pool], sums["exhausted"])
+    yield exhaustion
 
 
 def _handshakes(counters: Counters) -> Iterator[Metric]:

@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple, Protocol, TypedDict
 import numpy as np
 import numpy.typing as npt
 
+from egressvpn.observe.nat_history import Whois
+
 
 class TrafficStatus(TypedDict):
     packets: int
@@ -79,6 +81,19 @@ class Flow(TypedDict):
     received_bytes: int
 
 
+class AddressUsage(TypedDict):
+    """How much of an IPv4 pool address is in use, as /v1/pools gives it."""
+
+    pool: str
+    address: str
+    ports: list[int]  # this gateway's slice, ends included
+    used: dict[str, int]  # ports, by protocol
+    block_size: int
+    blocks: dict[str, int]  # all, used, free, held (back for their last device)
+    devices: int  # that egress from here
+    exhausted: int  # times that a device was refused for want of a free block
+
+
 class Count(NamedTuple):
     """Packets and bytes since the gateway started."""
 
@@ -93,13 +108,6 @@ class Histogram:
     bounds: Sequence[float]  # upper ends, included, rising
     counts: Sequence[int] | npt.NDArray[np.int64]
     total: float  # sum of all observations
-
-
-@dataclass(frozen=True, slots=True)
-class PortsUsed:
-    pool: str
-    address: str
-    ports: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +133,17 @@ class Counters:
     traffic: Mapping[str, Count]  # by direction: "upload", "download"
     drops: npt.NDArray[np.int64]  # indexed by Verdict
     flows: int
+    max_flows: int
     flows_created: int
+    flows_expired: int
+    mappings: int
+    mappings_created: int
+    blocks_allocated: int
+    blocks_released: int
+    quota_exceeded: int  # flows refused because of a limit of their device
+    nat_log_dropped: int  # events that the NAT log does not have
     slice_violations: int
-    ports_used: Sequence[PortsUsed]
+    pools: Sequence[AddressUsage]
     handshakes: Mapping[str, int]  # by result: "completed", or the label of the verdict that refused it
     handshake_seconds: Histogram  # work in control per handshake
     batch_packets: Histogram  # datagrams taken by one receive call
@@ -135,12 +151,22 @@ class Counters:
 
 
 class GatewayView(Protocol):
-    """Implemented by the gateway; every method answers at once, from memory."""
+    """Implemented by the gateway; every method but `whois` and `explain` answers at once, from memory."""
 
     def status(self) -> Status: ...
 
     def flows(self, peer: str | None, limit: int) -> list[dict[str, Any]]:
         """At most `limit` flows (see `Flow`), of one device when `peer` names it. Raises LookupError when there is no such device."""
+        ...
+
+    def pools(self) -> list[AddressUsage]: ...
+
+    def whois(self, address: str, port: int | None, begin: str, end: str) -> Whois:
+        """Who held a port (None: a whole address) from `begin` until before `end`, times as the log writes them. Reads files."""
+        ...
+
+    async def explain(self, peer: str, destination: str) -> dict[str, Any]:
+        """What would become of a packet of the device. Raises LookupError for a device, OperatorError for a destination that is none."""
         ...
 
     def readiness(self) -> list[str]:

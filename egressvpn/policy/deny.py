@@ -5,7 +5,9 @@ address (RFC 1122 3.2.1.3, RFC 5735); in IPv6 the unspecified address, loopback 
 IPv4-mapped ::ffff:0:0/96, link-local fe80::/10, the old site-local fec0::/10 and multicast ff00::/8 (RFC 4291).
 An IPv6 address with an IPv4 address inside (NAT64, 6to4) is denied when that one is.
 
-The list is a longest-prefix table (`egressvpn/prefixes.py`) whose every prefix is denied.
+The list is a longest-prefix table (`egressvpn/prefixes.py`) whose values are each prefix's length + 1. So is the list of
+exempt destinations, which are reached untranslated (RFC 6888 REQ-6): of two prefixes that hold an address the longer one
+decides, of two equal ones the deny list.
 """
 
 from typing import Final
@@ -33,13 +35,21 @@ def denied_source(table: Table, packet: Row) -> Word:
 
 
 @kernel
+def exempt(exempted: Table, table: Table, version: Word, hi: Word, lo: Word) -> bool:
+    """Whether packets to and from an address pass untranslated."""
+    if version == 4:
+        return not never4(lo) and lookup4(exempted, lo) > lookup4(table, lo)
+    return not never6(hi, lo) and lookup6(exempted, hi, lo) > lookup6(table, hi, lo)
+
+
+@kernel
 def _verdict(table: Table, version: Word, hi: Word, lo: Word) -> Word:
     if version == 4:
-        return POLICY_DENIED if _never4(lo) or lookup4(table, lo) != 0 else PASS
-    if _never6(hi, lo) or lookup6(table, hi, lo) != 0:
+        return POLICY_DENIED if never4(lo) or lookup4(table, lo) != 0 else PASS
+    if never6(hi, lo) or lookup6(table, hi, lo) != 0:
         return POLICY_DENIED
     inside = _embedded4(hi, lo)
-    return POLICY_DENIED if inside >= 0 and (_never4(inside) or lookup4(table, inside) != 0) else PASS
+    return POLICY_DENIED if inside >= 0 and (never4(inside) or lookup4(table, inside) != 0) else PASS
 
 
 @kernel
@@ -53,13 +63,15 @@ def _embedded4(hi: Word, lo: Word) -> Word:
 
 
 @kernel
-def _never4(address: Word) -> bool:
+def never4(address: Word) -> bool:
+    """No host has this address."""
     top = address >> 24
     return top == 0 or top == 127 or top >= 224
 
 
 @kernel
-def _never6(hi: Word, lo: Word) -> bool:
+def never6(hi: Word, lo: Word) -> bool:
+    """No host out there has this address."""
     if hi == 0:
         middle = (lo >> 32) & 0xFFFFFFFF
         return middle == 0 or middle == 0xFFFF

@@ -51,6 +51,34 @@ async def serving(config: Config, gateway: FixedGateway) -> AsyncIterator[httpx.
         nursery.cancel_scope.cancel()
 
 
+async def test_whois_pools_and_explain_are_answered(tmp_path: Path) -> None:
+    gateway = FixedGateway()
+    gateway.log = [tmp_path / "nat.jsonl"]
+    line = (
+        '{"schema":1,"time":"2021-01-31T12:00:00.000Z","event":"%s","epoch":1,"live":0,"file":1,"device":"phone","device_id":7,'
+        '"external":"203.0.113.5","ports":[1024,1279],"protocols":["tcp","udp","icmp"]}\n'
+    )
+    gateway.log[0].write_text(line % "checkpoint" + line % "block-allocated")
+    async with serving(configuration(tmp_path), gateway) as client:
+        who = (await client.get("/v1/whois", params={"endpoint": "203.0.113.5:1100", "at": "2021-01-31T13:00:00Z", "proto": "tcp"})).json()
+        pools = (await client.get("/v1/pools")).json()
+        told = (await client.get("/v1/explain", params={"peer": "phone", "destination": "198.51.100.2:443"})).json()
+        bad = [
+            await problem_of(await client.get("/v1/whois", params=params), 400)
+            for params in (
+                {},
+                {"endpoint": "203.0.113.5"},
+                {"endpoint": "203.0.113.5:1", "at": "x"},
+                {"endpoint": "203.0.113.5:1", "proto": "x"},
+            )
+        ]
+        await problem_of(await client.get("/v1/explain", params={"peer": "nobody"}), 404)
+    assert (who["schema"], who["sure"], [item["device"] for item in who["items"]]) == (1, True, ["phone"])
+    assert (pools["schema"], len(pools["items"])) == (1, 2)
+    assert (told["schema"], told["external"]) == (1, "203.0.113.5")
+    assert all(problem["mend"] for problem in bad)
+
+
 async def problem_of(answer: httpx.Response, status: int) -> dict[str, Any]:
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"

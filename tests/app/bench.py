@@ -3,10 +3,11 @@
 import os
 import secrets
 import select
+import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import trio
 import trio.testing
 
 from egressvpn.addresses import words
+from egressvpn.app.accounting import Accounts, next_epoch
 from egressvpn.app.fleet import OPEN_INTERVAL, Fleet
 from egressvpn.app.gateway import limits
 from egressvpn.control.config import parse
@@ -24,8 +26,14 @@ from egressvpn.control.tunnel import Tunnel
 from egressvpn.dataplane import aead, arena, local
 from egressvpn.dataplane.bundle import Bundle, bundle
 from egressvpn.dataplane.commands import apply_waiting
+from egressvpn.dataplane.egress import end_some
 from egressvpn.dataplane.layout import layout
+from egressvpn.nat import tables as nat_tables
+from egressvpn.nat.blocks import block_low, give
+from egressvpn.nat.tables import SECOND, NatTables
 from egressvpn.netio.udp import open_udp
+from egressvpn.observe.nat_log import NatLog
+from egressvpn.observe.nat_records import decode
 from egressvpn.prefixes import find
 from egressvpn.wireguard.indexes import SessionIndexes
 from egressvpn.wireguard.interface import Interface
@@ -51,12 +59,17 @@ max_flows = 1024
 class Bench:
     """One gateway, opened. `step` brings the store's changes to the worker's tables."""
 
-    config: Config
     store: Store
     fleet: Fleet
     tunnel: Tunnel
     b: Bundle
     supervisor: Supervisor
+    accounts: Accounts
+    log: NatLog
+
+    @property
+    def config(self) -> Config:
+        return self.fleet.config
 
     async def step(self) -> None:
         await self.fleet.follow()
@@ -66,6 +79,34 @@ class Bench:
         """Everything that waits for the worker."""
         while select.select([self.supervisor._theirs], [], [], 0)[0]:
             assert apply_waiting(self.b, self.supervisor._theirs)
+
+    async def change(self, text: str) -> None:
+        """Another configuration of the pools, while the worker works."""
+        config = parse(text, self.config.path)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._end_addresses)
+            await self.fleet.change_pools(config)
+            nursery.cancel_scope.cancel()
+        self.work()
+
+    async def _end_addresses(self) -> None:
+        """The part of the packet loop that has to do with pools."""
+        while True:
+            self.work()
+            end_some(self.b, time.monotonic_ns())
+            await trio.sleep(0.001)
+
+    def give_block(self, name: str) -> tuple[str, int]:
+        """The external address and the first port of a block that the data path gives to the device."""
+        nat = self.b.nat
+        row = int(give(nat, self.slot(name), time.monotonic_ns()))
+        assert row > 0, row
+        return str(ip_address(int(nat.pool[row // (nat.blocks.size // nat.pool.size)].address))), int(block_low(nat, row))
+
+    def events(self) -> list[tuple[str, str, str]]:
+        """What the NAT log says: event, device, external address."""
+        lines = [line for path in self.log.files() for line in path.read_bytes().splitlines(keepends=True)]
+        return [(record.event, record.device, record.external) for line in lines if (record := decode(line)) is not None]
 
     def slot(self, name: str) -> int:
         return self.fleet.members[name].slot
@@ -101,12 +142,19 @@ async def bench(directory: Path, text: str = TEXT) -> AsyncIterator[Bench]:
         indexes = SessionIndexes(memory.tables["sessions"].size, 0, secrets.token_bytes)
         tunnel = Tunnel(supervisor, Interface(secrets.token_bytes(32), indexes, secrets.token_bytes), sockets)
         store = undo.enter_context(open_store(config.store.url, config.state_dir))
-        made = Bench(config, store, Fleet(config, store, tunnel), tunnel, bundle(own, memory), supervisor)
+        log = NatLog(config.state_dir, config.log.nat_log)
+        nat = memory.bundle(NatTables)
+        nat_tables.configure(nat, hold_down=config.nat.hold_down * SECOND)
+        accounts = Accounts(nat, log, gateway="test", epoch=next_epoch(log, None), hold_down=config.nat.hold_down * SECOND)
+        accounts.begin()
+        fleet = Fleet(config, store, tunnel, accounts)
+        made = Bench(store, fleet, tunnel, bundle(own, memory), supervisor, accounts, log)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_work, made)
             await made.fleet.open()
             nursery.cancel_scope.cancel()
         yield made
+        log.close()
 
 
 async def _work(made: Bench) -> None:

@@ -37,8 +37,15 @@ def test_metrics_for_everyone_are_noted() -> None:
     assert "readable by everyone" in noted(QUIET + '[metrics]\nlisten = "0.0.0.0:9586"\n' + POOL)
 
 
+def test_an_exempt_destination_that_is_denied_is_noted() -> None:
+    assert noted(QUIET + '[nat]\nexempt = ["10.1.0.0/16"]\n' + POOL) == ""  # the longer prefix decides
+    assert "nat.exempt 10.0.0.0/8 is denied" in noted(QUIET + '[nat]\nexempt = ["10.0.0.0/8"]\n' + POOL)
+
+
+def test_a_gateway_without_a_nat_log_is_noted() -> None:
+    assert "log.nat_log is off" in noted(QUIET + '[log]\nnat_log = ""\n' + POOL)
+
+
 def test_keys_without_effect_yet_are_noted_when_set() -> None:
     text = noted(QUIET + POOL + "block_size = 512\n[dataplane]\nworkers = 2\n")
-    assert "pool[0].block_size is set, but takes effect in a later release" in text
-    assert "dataplane.workers" in text
-    assert "hold_down" not in text
+    assert text == "dataplane.workers is set, but takes effect in a later release only"

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from egressvpn.control.checks import deterministic
 from egressvpn.control.config import ConfigError, key_lines, load, load_private_key, parse
 from egressvpn.control.keys import decode_key, encode_key, new_private_key, public_key_of
 from egressvpn.control.problems import Problem
@@ -27,6 +28,20 @@ def test_a_pool_is_all_that_must_be_written() -> None:
     assert [str(network) for network in config.tunnel.networks] == ["100.64.0.0/16", "fd64::/64"]
     assert config.nat.timeouts.tcp_established == 7440
     assert str(config.pools[0].ports) == "1024-65535"
+
+
+def test_opening_and_closing_connections_have_the_transitory_timeout_unless_said() -> None:
+    timeouts = parse('[nat.timeouts]\ntcp_transitory = "300s"\ntcp_opening = "30s"\n' + POOL, HERE).nat.timeouts
+    assert (timeouts.opening, timeouts.closing) == (30, 300)
+
+
+def test_a_deterministic_pool_takes_the_first_ipv4_network_of_the_tunnel_unless_said() -> None:
+    whole = parse(POOL + 'allocation = "deterministic"\n[tunnel]\nnetworks = ["fd64::/64", "100.64.0.0/22"]\n', HERE)
+    assert [str(plan.inside) for pool in whole.pools if (plan := deterministic(pool, whole))] == ["100.64.0.0/22"]
+    part = parse(POOL + 'allocation = "deterministic"\ninside = "100.64.4.0/24"\n', HERE)
+    plan = deterministic(part.pools[0], part)
+    assert plan is not None
+    assert (plan.compression, plan.ports_per_user) == (16, 64_512 // 18)
 
 
 def test_relative_paths_start_at_the_file() -> None:
@@ -66,9 +81,18 @@ REFUSED = [
     ('[nat.timeouts]\nudp = "119s"\n', 2, "nat.timeouts.udp", "119s is below the 120s of RFC 4787", '"120s"'),
     ('[nat.timeouts]\ntcp_established = "2h"\n', 2, "nat.timeouts.tcp_established", "RFC 5382", '"7440s"'),
     ('[nat.timeouts]\ntcp_transitory = "3m"\n', 2, "nat.timeouts.tcp_transitory", "RFC 5382", '"240s"'),
+    ('[nat.timeouts]\ntcp_opening = "5s"\n', 2, "nat.timeouts.tcp_opening", "RFC 5382 REQ-4", '"6s"'),
+    ('[nat.timeouts]\ntcp_closing = "3m"\n', 2, "nat.timeouts.tcp_closing", "RFC 5382 REQ-5", '"240s"'),
+    ('[nat.timeouts]\nudp = "8d"\n', 2, "nat.timeouts.udp", "more than the data path can measure", '"7d"'),
+    ('[nat.timeouts]\ntcp_transitory = "8d"\n', 2, "nat.timeouts.tcp_transitory", "more than", '"7d"'),
     ("[nat.timeouts]\nicmp = 59\n", 2, "nat.timeouts.icmp", "RFC 5508", '"60s"'),
     ('[nat]\ntimeouts.icmp = "5"\n', 2, "nat.timeouts.icmp", "not a duration", "300s"),
     ('[nat]\nhold_down = "1w"\n', 2, "nat.hold_down", "'1w'", "7d"),
+    ("[nat]\nmax_flows_per_device = 0\n", 2, "nat.max_flows_per_device", "0", "1 to"),
+    ("[nat]\nmapping_rate = -1\n", 2, "nat.mapping_rate", "-1", "0 (no limit)"),
+    ('[nat]\nexempt = ["203.0.113.8/29"]\n', 2, "nat.exempt", "overlaps 203.0.113.0/28, a network of this gateway", "take it out"),
+    ('[nat]\nexempt = ["0.0.0.0/0"]\n', 2, "nat.exempt", "cannot be exempt", "name the networks"),
+    (f"[nat]\nexempt = {[f'10.{n >> 8}.{n & 255}.0/24' for n in range(1001)]}\n", 2, "nat.exempt", "1001 networks", "merge"),
     (f"[policy]\ndeny = {[f'10.{n >> 8}.{n & 255}.0/24' for n in range(4001)]}\n", 2, "policy.deny", "4001 networks", "merge"),
     ('[policy]\ndeny = ["10.0.0.0/33"]\n', 2, "policy.deny", "not a network", "CIDR"),
     ('[api]\nlisten = ["192.0.2.1:8080"]\n', 2, "api.listen", "no TLS", "127.0.0.1"),
@@ -104,6 +128,18 @@ POOLS_REFUSED = [
     (POOL + 'ports = "80-443"\n', 4, "pool[0].ports", "port 80 is below 1024", "1024 or above"),
     (POOL + 'ports = "5000-4000"\n', 4, "pool[0].ports", "begins above its end", '"4000-5000"'),
     (POOL + 'ports = "4000-4100"\n', 1, "pool[0].block_size", "256 ports do not fit", "101"),
+    (POOL + "block_size = 7\n", 4, "pool[0].block_size", "7", "8 to 64512"),
+    (POOL + "max_blocks = 257\n", 4, "pool[0].max_blocks", "257", "1 to 256"),
+    (POOL + 'allocation = "static"\n', 4, "pool[0].allocation", "'static'", '"deterministic"'),
+    (
+        POOL.replace("/28", "/30") + 'allocation = "deterministic"\n',
+        4,
+        "pool[0].allocation",
+        "3 ports for each of",
+        "fewer inside addresses",
+    ),
+    (POOL + 'allocation = "deterministic"\ninside = "10.0.0.0/24"\n', 5, "pool[0].inside", "10.0.0.0/24 is not in", "tunnel.networks"),
+    (POOL.replace("203.0.113.0/28", "2001:db8::/64") + 'allocation = "deterministic"\n', 4, "pool[0].allocation", "no outside", "fewer"),
     (POOL + 'country = "Portugal"\n', 4, "pool[0].country", "'Portugal'", "two capital letters"),
     (POOL + POOL.replace("113.0", "113.16"), 5, "pool[1].name", 'two pools named "default"', "a name of its own"),
     (POOL + POOL.replace("default", "b"), 6, "pool[1].addresses", 'overlaps 203.0.113.0/28 of pool "default"', "disjoint"),

@@ -27,6 +27,7 @@ from egressvpn.wireguard.interface import Install, Interface, Transmit
 from egressvpn.wireguard.mac import cookie_key, mac1_key
 from egressvpn.wireguard.tables import MAX_IDENTITIES
 from tests.netio.namespace import ip, isolated
+from tests.wireguard.pair import cookie_reply
 
 LIMITS = Limits(max_devices=8, max_prefixes=16, max_flows=64, pool_addresses=1)
 PATH = Path(pack_sockaddr("192.0.2.7", 9))
@@ -104,6 +105,19 @@ async def test_a_refused_handshake_is_counted_by_its_reason(made: Rig) -> None:
     made.happened(Event.HANDSHAKE, path=PATH, octets=datagram[:-40] + bytes(40))
     assert made.commands() == []
     assert made.tunnel.handshakes == {"unknown_peer": 1, "bad_mac1": 1}
+
+
+async def test_a_cookie_reply_that_is_taken_is_not_a_completed_handshake(made: Rig) -> None:
+    client, _ = initiation(made.tunnel.interface)
+    made.tunnel.interface.add_peer(3, client.public_key, path=PATH)
+    made.happened(Event.WANTED, 3)
+    (command,) = made.commands()
+    datagram = bytes(command.octets[: command.length])
+    made.happened(Event.HANDSHAKE, path=PATH, octets=cookie_reply(client.public_key, datagram))
+    assert made.tunnel.handshakes == {}  # neither completed nor refused
+    assert (sum(made.tunnel.handshake_counts), made.tunnel.handshake_seconds) == (0, 0.0)
+    made.happened(Event.HANDSHAKE, path=PATH, octets=cookie_reply(client.public_key, datagram))
+    assert made.tunnel.handshakes == {"unexpected_cookie_reply": 1}
 
 
 async def test_a_handshake_of_ours_leaves_through_the_worker_after_its_timestamp_is_kept(made: Rig) -> None:

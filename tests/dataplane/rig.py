@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from nacl.bindings import crypto_aead_chacha20poly1305_ietf_decrypt, crypto_aead_chacha20poly1305_ietf_encrypt
 
-from egressvpn.addresses import Path, pack_sockaddr
+from egressvpn.addresses import Path, pack_sockaddr, words
 from egressvpn.control.supervisor import SO_SNDBUFFORCE
 from egressvpn.dataplane import aead, arena, local
 from egressvpn.dataplane.bundle import Bundle, bundle
@@ -24,6 +24,7 @@ from egressvpn.dataplane.commands import apply
 from egressvpn.dataplane.door import refill
 from egressvpn.dataplane.layout import Limits, layout
 from egressvpn.dataplane.tables import CLIENT, COUNTERS, Counter
+from egressvpn.nat.tables import configure, seed
 from egressvpn.verdict import Verdict
 from egressvpn.wireguard.indexes import index_of
 from egressvpn.wireguard.mac import add_macs, cookie_key, mac1_key
@@ -72,10 +73,21 @@ class Rig:
     def add_device(self, number: int, internal4: int, now: int = START, **fields: Any) -> int:
         """An enabled device that owns one address, with a session and the peer socket as its endpoint. Returns its receiver index."""
         index = self.index(number)
-        self.command(Command.SET_DEVICE, now, owner=number, state=1, internal4=internal4, **fields)
+        self.command(Command.SET_DEVICE, now, owner=number, state=1, identity=number, internal4=internal4, **fields)
         self.add_prefixes(number, str(ip_address(internal4)), now=now)
         self.session(number, index, now)
         return index
+
+    def add_pool(self, slot: int, address: str, now: int = START, **fields: int) -> None:
+        """An external IPv4 address; without more said, all ports from 1024 on in blocks of 256, at most 8 to a device."""
+        wanted = {"group": 1, "port_low": 1024, "port_high": 65535, "block_size": 256, "max_blocks": 8} | fields
+        self.command(Command.ADD_POOL, now, external4=slot, low=int(ip_address(address)), **wanted)
+
+    def add_egress(self, network: str, now: int = START) -> None:
+        """An IPv6 network that external addresses are taken from."""
+        prefix = ip_network(network)
+        high, low = words(prefix.network_address)
+        self.command(Command.ADD_POOL, now, version=6, high=high, low=low, prefix_length=prefix.prefixlen)
 
     def set_identity(self, number: int, public_key: bytes) -> None:
         """Answer handshakes for the owner of this key."""
@@ -156,6 +168,8 @@ def rig(mode: int = CLIENT, limits: Limits = LIMITS, outer: int = 4, bound: sock
     worker = b.work.worker[0]
     worker.mode, worker.mtu, worker.gso, worker.uso, worker.open = mode, limits.mtu, 1, 1, 1
     worker.icmp_tokens = 100
+    seed(b.nat, 0x1122334455667788, -0x0102030405060708)
+    configure(b.nat)
     refill(b, START)
     made = Rig(b, outer_tun, peer, outer_channel, [udp, inner_tun, inner_channel], memory.fd)
     made.set_identity(0, PUBLIC_KEY)

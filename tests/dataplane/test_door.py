@@ -377,7 +377,7 @@ def test_a_workers_successor_begins_with_an_empty_rate_limiter_and_the_old_keys(
     message = handshake(cookie=cookie_for(made.peer))
     knock(made, *[message] * 6)
     made.b.wg.limiter["after"] = 1  # a chain that never ends
-    recover(made.b)
+    recover(made.b, START)
     assert knock(made, message) == ([message], [])
     made.close()
 

@@ -144,7 +144,7 @@ def test_a_successor_on_the_same_arena_goes_on_and_repeats_no_nonce() -> None:
     made.command(Command.CLEAR, owner=2)
     from_tun(made, packet(2))  # staged
     successor, memory = _successor(made)
-    recover_all(successor.b, memory.written("sessions"))
+    recover_all(successor.b, memory, START)
     assert int(successor.b.wg.devices[2].staged) == 1
     second = [open_sealed(datagram)[1] for datagram in from_tun(successor, *[packet(1)] * 3)]
     assert first + second == [0, 1, 2, 3, 4, 5]

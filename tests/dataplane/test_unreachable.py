@@ -13,7 +13,7 @@ from egressvpn.dataplane.segment import read_tun
 from egressvpn.dataplane.tables import CLIENT, GATEWAY, Counter
 from egressvpn.wireguard.tables import DISABLED, ENABLED
 from tests.dataplane.offload import VNET, parse
-from tests.dataplane.rig import SECOND, START, Rig, rig, seal
+from tests.dataplane.rig import START, Rig, rig, seal
 
 DEVICE, POOL = "100.64.0.2", "203.0.113.1"
 
@@ -109,8 +109,7 @@ def test_errors_are_limited_in_rate_together_with_the_others() -> None:
 def gateway() -> tuple[Rig, int]:
     """A gateway whose device has a flow to a server. Returns it with the flow's external port."""
     made = rig(GATEWAY)
-    made.b.nat.settings[0].udp = 60 * SECOND
-    made.command(Command.ADD_POOL, external4=1, low=word(POOL), port_low=1024, port_high=65535)
+    made.add_pool(1, POOL)
     made.command(Command.OPEN, internal4=word("100.64.0.1"))
     index = made.add_device(1, word(DEVICE), external4=1)
     made.send(seal(index, 0, bytes(IP(src=DEVICE, dst="198.51.100.2") / UDP(sport=5000, dport=53) / b"question")))

@@ -13,6 +13,7 @@ import numpy as np
 from egressvpn.addresses import pack_sockaddr
 from egressvpn.dataplane.channel import Command
 from egressvpn.dataplane.coalesce import emit, flush_all
+from egressvpn.dataplane.forward import forward
 from egressvpn.dataplane.local import (
     CONTROL_STRIDE,
     CONTROLS,
@@ -23,12 +24,12 @@ from egressvpn.dataplane.local import (
     RING,
     RING_STRIDE,
     TUN_IN,
+    WAITING,
 )
 from egressvpn.dataplane.receive import MSG_TRUNC, _datagram
 from egressvpn.dataplane.segment import handle_tun
 from egressvpn.dataplane.tables import CLIENT, GATEWAY, Counter
 from egressvpn.dataplane.transmit import flush_run
-from egressvpn.nat.tables import configure, seed
 from egressvpn.packet.checksum import transport_checksum_ok
 from egressvpn.packet.headers import PACKET, header_checksum_ok, parse
 from egressvpn.verdict import Verdict
@@ -51,13 +52,11 @@ class Bench:
 
     def __init__(self, mode: int) -> None:
         self.rig: Rig = rig(mode)
-        b = self.rig.b
         high, low = as_words(DEVICE6)
         subscriber = {"external4": 1, "external6_hi": as_words("2001:db8:113::1")[0], "external6_lo": 1}
         if mode == GATEWAY:
-            seed(b.nat, 0x1122334455667788, -0x0102030405060708)
-            configure(b.nat)
-            self.rig.command(Command.ADD_POOL, external4=1, low=as_words("203.0.113.1")[1], port_low=1024, port_high=65535)
+            self.rig.add_pool(1, "203.0.113.1")
+            self.rig.add_egress("2001:db8:113::/64")
         self.index = self.rig.add_device(1, as_words(DEVICE4)[1], internal6_hi=high, internal6_lo=low, **subscriber)
         self.rig.add_prefixes(1, f"{DEVICE6}/128", "100.64.1.0/24")
         self.rig.command(Command.SET_DEVICE, owner=2, state=1, internal4=as_words("100.64.0.6")[1], **subscriber)
@@ -69,8 +68,10 @@ class Bench:
     def _tables(self) -> list[Any]:
         """What an input may change, but for what is only reached through it."""
         work, wg, local = self.rig.b.work, self.rig.b.wg, self.rig.b.local
+        of_worker = (work.worker, work.counters, work.staged, work.identifications)
         of_wireguard = (wg.sessions, wg.devices, wg.limiter_heads, wg.limiter_state, wg.shares)
-        return [work.worker, work.counters, work.staged, *of_wireguard, self.rig.b.prefixes, *self.rig.b.nat, local.supers, local.run]
+        of_process = (local.supers, local.run, local.datagrams, local.covered)
+        return [*of_worker, *of_wireguard, self.rig.b.prefixes, *self.rig.b.nat, *of_process]
 
     def reset(self, fill: int) -> None:
         """As it was. Where datagrams and frames will stand there is something else."""
@@ -169,7 +170,7 @@ def _receive(made: Bench, reader: Reader) -> Any:
         came += len(datagram)
         slot += 1
     for number in range(slot):
-        _datagram(made.rig.b, 0, number, START + number)
+        _handle(made.rig.b, number, START + number)
     flush_all(made.rig.b.local, made.rig.b.work.counters)
     flush_run(made.rig.b)
     written, sent = made.drain()
@@ -181,6 +182,14 @@ def _receive(made: Bench, reader: Reader) -> Any:
     for frame in written:
         _check_frame(frame, right=not as_it_is)
     return written, [datagram[:8] if datagram[0] == 3 else datagram for datagram in sent], made.rig.b.work.counters.tolist()
+
+
+def _handle(b: Any, slot: int, now: int) -> None:
+    """A datagram, as `receive` handles it."""
+    _datagram(b, 0, slot, now)
+    for position in range(int(b.local.words[WAITING])):
+        forward(b, position, now)
+    b.local.words[WAITING] = 0
 
 
 def _message(made: Bench, kind: int, octets: bytes, counter: int) -> tuple[bytes, int]:
@@ -257,7 +266,7 @@ def _send(made: Bench, reader: Reader) -> Any:
     if flags & 1 and b.work.worker[0].mode == GATEWAY:
         out = _from_device(reader.block())
         made.put(0, seal(made.index, 0, out), made.names[0], b"", 0)
-        _datagram(b, 0, 0, START)
+        _handle(b, 0, START)
         flush_all(b.local, b.work.counters)
     outward = made.drain()[0]
     frame = reader.take(VNET.size).ljust(VNET.size, b"\0") + reader.rest(6000)

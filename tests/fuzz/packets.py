@@ -232,6 +232,7 @@ def _through(packet: bytes, outward: bool, now: float = 1.0, reset: bool = True)
     packet = packet[: before.length]
     buffer, row = loaded(packet)
     right = transport_checksum_ok(buffer, row) == 1 and header_checksum_ok(buffer, row) == 1
+    gateway.expire(now)
     tables = gateway.octets() if before.icmp_error else b""
     verdict, row, octets = gateway.send(1, packet, now) if outward else gateway.receive(packet, now)
     if before.icmp_error:

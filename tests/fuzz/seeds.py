@@ -61,6 +61,28 @@ def packets() -> dict[str, bytes]:
     return {name: bytes(packet) for name, packet in made.items()}
 
 
+def in_pieces() -> dict[str, list[bytes]]:
+    """Datagrams in pieces, at most four: in order, out of it, twice, overlapping, too long, with options."""
+    six = IPv6(src=INSIDE6, dst=REMOTE6)
+    octets = bytes(UDP(sport=4000, dport=53, len=68) / Raw(bytes(range(60))))
+    places = ((0, 24, 1), (24, 48, 1), (48, 68, 0))
+    pieces4 = [
+        bytes(IP(src=INSIDE4, dst=REMOTE4, proto=17, id=9, frag=first // 8, flags="MF" if more else 0) / octets[first:last])
+        for first, last, more in places
+    ]
+    pieces6 = [bytes(six / IPv6ExtHdrFragment(id=9, nh=17, offset=first // 8, m=more) / octets[first:last]) for first, last, more in places]
+    overlap = bytes(IP(src=INSIDE4, dst=REMOTE4, proto=17, id=9, frag=2, flags="MF") / bytes(16))
+    death = bytes(IP(src=INSIDE4, dst=REMOTE4, proto=17, id=9, frag=8189) / bytes(600))
+    return {
+        "in-pieces4": pieces4,
+        "in-pieces6": pieces6,
+        "in-pieces-out-of-order4": pieces4[::-1],
+        "in-pieces-twice6": [pieces6[1], pieces6[1], pieces6[2], pieces6[0]],
+        "in-pieces-overlapping4": [pieces4[0], overlap, *pieces4[1:]],
+        "in-pieces-too-long4": [pieces4[0], death],
+    }
+
+
 def of_packets() -> Iterator[tuple[str, str, bytes]]:
     """(target, name, input) for the targets in `packets`."""
     made = packets()
@@ -116,6 +138,8 @@ def of_the_datapath() -> Iterator[tuple[str, str, bytes]]:
             yield target, f"handshakes-{load}", bytes([load]) + b"\0\xf0" + block(b"\7\0\0\0") + b"\0\xf1" + block(b"\7\0\0\0")
         yield target, "handshakes-raw", b"\1\0\0" + block(b"\1\0\0\0" + bytes(144)) + b"\0\0" + block(b"\3\0\0\0" + bytes(60))
         yield target, "forged-does-not-count", b"\0\0\x09" + block(tcp) + b"\0\x01" + block(tcp) + b"\0\x05" + block(tcp)
+        for name, fragments in in_pieces().items():
+            yield target, name, b"\0" + b"".join(b"\0\x01" + block(octets) for octets in fragments)
         yield target, "truncated", b"\0\xe0\x01" + block(tcp)
         yield target, "truncated-and-roaming", b"\0\xe0\x01" + block(tcp) + b"\4\x01" + block(tcp) + b"\2"
     for target in ("frames", "frames_at_the_gateway"):

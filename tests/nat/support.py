@@ -4,53 +4,55 @@ from typing import Any
 
 import numpy as np
 
-from egressvpn.nat.ports import bitmap
-from egressvpn.nat.tables import (
-    FLOWS_IN,
-    FLOWS_OUT,
-    LISTS,
-    MAPPINGS_IN,
-    MAPPINGS_OUT,
-    OF_DEVICE,
-    OF_MAPPING,
-    OF_PERMIT,
-    PERMITS,
-    PORT_KINDS,
-    PORT_WORDS,
-    REGIONS,
-    SECOND,
-    NatTables,
-    configure,
-    seed,
-    set_pool,
-    subscribe,
-    tables,
-)
+from egressvpn.nat.expiry import STEP, expire
+from egressvpn.nat.pools import set_pool
+from egressvpn.nat.recovery import recover
+from egressvpn.nat.tables import DERIVED, SECOND, TICK_SHIFT, NatTables, configure, seed, subscribe, tables
 from egressvpn.nat.tcp import FREE
 from egressvpn.nat.translate import inbound, open_outbound, outbound
 from egressvpn.packet.headers import parse
 from egressvpn.verdict import Verdict
+from tests.nat.consistency import assert_consistent
 from tests.packet.support import START, address, as_words, place, raw, record, taken
 
 POOL4 = ("203.0.113.1", "203.0.113.2")
 POOL6 = "2001:db8:113::"
+GROUP = 1
+
+__all__ = ["GROUP", "POOL4", "POOL6", "Gateway", "assert_consistent", "loaded", "ns"]
 
 
 class Gateway:
-    """Devices 1.. share the pool; each has an IPv6 address of its own. Time is in seconds here."""
+    """Devices 1.. share the pool; each has an IPv6 address of its own. Time is in seconds here, and `now` is the last that was told."""
 
-    def __init__(self, max_flows: int = 64, devices: int = 4, ports: tuple[int, int] = (1024, 65535), **behaviour: int) -> None:
+    def __init__(
+        self,
+        max_flows: int = 64,
+        devices: int = 4,
+        ports: tuple[int, int] = (1024, 65535),
+        block_size: int = 0,
+        max_blocks: int = 256,
+        pool: tuple[str, ...] = POOL4,
+        fixed: tuple[int, int] = (0, 0),
+        **behaviour: int,
+    ) -> None:
+        """`block_size` 0: 32 blocks of an address. `fixed`: number and size of predefined blocks."""
         made = {
             name: (np.zeros(count, kind).view(np.recarray) if kind.names else np.zeros(count, kind))
-            for name, (kind, count) in tables(max_flows, devices, len(POOL4)).items()
+            for name, (kind, count) in tables(max_flows, devices, len(pool)).items()
         }
         self.nat = NatTables(**made)
+        self.addresses = pool
+        self.now = 0.0
+        self.late = False  # True: `expire` is not called before packets
         seed(self.nat, 0x1122334455667788, -0x0102030405060708)
         configure(self.nat, **behaviour)
-        for slot, host in enumerate(POOL4, 1):
-            set_pool(self.nat, slot, as_words(host)[1], *ports)
+        self.nat.settings[0].tick = ns(0) >> TICK_SHIFT
+        size = block_size or max(1, (ports[1] - ports[0] + 1) // 32)
+        for slot, host in enumerate(pool, 1):
+            assert set_pool(self.nat, slot, as_words(host)[1], GROUP, *ports, size, max_blocks, *fixed) == 1
         for device in range(1, devices + 1):
-            subscribe(self.nat, device, 1 + device % len(POOL4), *as_words(self.external6(device)))
+            subscribe(self.nat, device, 100 + device, 1 + device % len(pool), *as_words(self.external6(device)), 0)
 
     @staticmethod
     def external6(device: int) -> str:
@@ -60,43 +62,73 @@ class Gateway:
     def external4(device: int) -> str:
         return POOL4[device % len(POOL4)]
 
-    def send(self, device: int, packet: Any, now: float = 0.0) -> tuple[Verdict, Any, bytes]:
-        """A packet from a device: verdict, its PACKET record, and how it leaves."""
+    def send(self, device: int, packet: Any, now: float | None = None) -> tuple[Verdict, Any, bytes]:
+        """A packet from a device: verdict, its PACKET record, and how it leaves. What is due by then expires first."""
+        self.pass_time(now)
         buffer, row = loaded(packet)
         before = buffer.copy()
-        verdict = outbound(self.nat, device, row, buffer, ns(now))
+        verdict = outbound(self.nat, device, row, buffer, ns(self.now))
         if verdict == Verdict.NO_MAPPING and row.icmp_error == 0:
-            verdict = open_outbound(self.nat, device, row, ns(now))
+            verdict = open_outbound(self.nat, device, row, ns(self.now))
             if verdict == Verdict.PASS:
-                verdict = outbound(self.nat, device, row, buffer, ns(now))
+                verdict = outbound(self.nat, device, row, buffer, ns(self.now))
         if verdict != Verdict.PASS:
             assert (buffer == before).all()
         return Verdict(verdict), row, taken(buffer, row)
 
-    def receive(self, packet: Any, now: float = 0.0, partial: int = 0, segments: int = 1) -> tuple[Verdict, Any, bytes]:
+    def receive(self, packet: Any, now: float | None = None, partial: int = 0, segments: int = 1) -> tuple[Verdict, Any, bytes]:
         """A packet from outside: verdict, its PACKET record, and how it goes to its device."""
+        self.pass_time(now)
         buffer, row = loaded(packet)
         row.partial, row.segments = partial, segments
         before = buffer.copy()
-        verdict = inbound(self.nat, row, buffer, ns(now))
+        verdict = inbound(self.nat, row, buffer, ns(self.now))
         if verdict != Verdict.PASS:
             assert (buffer == before).all()
         return Verdict(verdict), row, taken(buffer, row)
 
-    def external(self, device: int, packet: Any, now: float = 0.0) -> tuple[str, int]:
+    def pass_time(self, now: float | None) -> None:
+        if self.late:
+            self.now = self.now if now is None else now
+        else:
+            self.expire(now)
+
+    def expire(self, now: float | None = None) -> int:
+        """Let time pass, up to `now`, and end what is due. Returns how many flows that were."""
+        self.now = self.now if now is None else now
+        before = int(self.nat.settings[0].flows_expired)
+        while expire(self.nat, STEP, ns(self.now)) == STEP:
+            pass
+        return int(self.nat.settings[0].flows_expired) - before
+
+    def restart(self) -> int:
+        """The worker dies and its successor recovers. Returns how many flows there are."""
+        for name in DERIVED:
+            getattr(self.nat, name)[:] = 0
+        return int(recover(self.nat, ns(self.now)))
+
+    def external(self, device: int, packet: Any, now: float | None = None) -> tuple[str, int]:
         """The external endpoint that a packet of the device leaves from."""
         verdict, row, _ = self.send(device, packet, now)
         assert verdict == Verdict.PASS
         return address(row.version, row.source_hi, row.source_lo), int(row.source_port)
 
     def octets(self) -> bytes:
-        """Every table, to see whether anything changed. The scratch rows do not count."""
-        return b"".join(np.ascontiguousarray(table).tobytes() for name, table in self.nat._asdict().items() if name != "quote")
+        """Every table, to see whether anything changed. The scratch rows, the waiting SYNs and the hand of the wheel do not count."""
+        settings = self.nat.settings.copy()
+        settings.tick = settings.syn_tail = 0
+        kept = [table for name, table in self.nat._asdict().items() if name not in ("quote", "settings", "syns")]
+        return b"".join(np.ascontiguousarray(table).tobytes() for table in [settings, *kept])
 
     def live(self) -> set[tuple[int, ...]]:
-        """The keys of the flows in use."""
-        names = ("key", "internal_hi", "internal_lo", "remote_hi", "remote_lo", "external_key", "external_hi", "external_lo")
-        return {tuple(int(row[name]) for name in names) for row in self.nat.flows if row["state"] != FREE}
+        """The flows in use: key, internal address, remote endpoint."""
+        return {self.key_of(slot) for slot in range(self.nat.flows.size) if self.nat.flows[slot]["state"] != FREE}
+
+    def key_of(self, slot: int) -> tuple[int, ...]:
+        row, wide = self.nat.flows[slot], self.nat.wide[slot]
+        key = int(row.key)
+        high = (int(wide.internal_hi), int(wide.remote_hi)) if key >> 40 & 1 else (0, 0)
+        return key, high[0], int(row.internal_lo), high[1], int(row.remote_lo), int(row.remote_port)
 
 
 def ns(seconds: float) -> int:
@@ -108,86 +140,3 @@ def loaded(packet: Any) -> tuple[Any, Any]:
     buffer, row = place(octets), record()
     assert parse(buffer, START, len(octets) + 7, row) == Verdict.PASS
     return buffer, row
-
-
-def assert_consistent(nat: NatTables) -> None:
-    """Chains, lists, permits, bitmaps, free lists and counts all say the same."""
-    settings = nat.settings[0]
-    flows = {slot for slot in range(nat.flows.size) if nat.flows[slot]["state"] != FREE}
-    mappings = {slot for slot in range(nat.mappings.size) if nat.mappings[slot]["state"] != FREE}
-    permits = {int(nat.flows[slot]["permit"]) for slot in flows}
-    assert 0 not in flows | mappings | permits
-    assert (settings.flows, settings.mappings, settings.permits) == (len(flows), len(mappings), len(permits))
-    assert chained(nat, FLOWS_OUT, nat.flows, "next_out") == sorted(flows)
-    assert chained(nat, FLOWS_IN, nat.flows, "next_in") == sorted(flows)
-    assert chained(nat, MAPPINGS_OUT, nat.mappings, "next_out") == sorted(mappings)
-    assert chained(nat, MAPPINGS_IN, nat.mappings, "next_in") == sorted(mappings)
-    assert chained(nat, PERMITS, nat.permits, "next") == sorted(permits)
-    assert free_list(nat.flows, settings.flow_free, "next_out") == set(range(1, settings.flow_high + 1)) - flows
-    assert free_list(nat.mappings, settings.mapping_free, "next_out") == set(range(1, settings.mapping_high + 1)) - mappings
-    assert free_list(nat.permits, settings.permit_free, "next") == set(range(1, settings.permit_high + 1)) - permits
-    owners = [(OF_MAPPING, nat.mappings, slot, "mapping") for slot in mappings] + [(OF_PERMIT, nat.permits, s, "permit") for s in permits]
-    for kind, table, slot, name in owners:
-        assert listed(nat, kind, table[slot]["first"]) == {f for f in flows if nat.flows[f][name] == slot} != set()
-    for device in range(nat.subscribers.size):
-        own = {f for f in flows if int(nat.flows[f]["key"]) >> 41 == device}
-        assert listed(nat, OF_DEVICE, nat.subscribers[device].first) == own
-        assert nat.subscribers[device].flows == len(own)
-        assert nat.subscribers[device].mappings == sum(int(nat.mappings[m]["key"]) >> 41 == device for m in mappings)
-    assert_ports(nat, mappings)
-    assert settings.slice_violations == 0
-
-
-def assert_ports(nat: NatTables, mappings: set[int]) -> None:
-    """A port is taken exactly when one mapping has it; all lie in the slice."""
-    held = []
-    for slot in mappings:
-        row = nat.mappings[slot]
-        if row["pool"]:
-            kind = {6: 0, 17: 1, 1: 2}[int(row["key"]) >> 32 & 0xFF]
-            held.append((int(row["pool"]), kind, int(row["external_key"]) >> 16 & 0xFFFF))
-    assert len(held) == len(set(held))
-    taken_bits = []
-    for pool in range(1, nat.pool.size):
-        for kind in range(PORT_KINDS):
-            words = nat.port_bits[bitmap(pool, kind) : bitmap(pool, kind) + PORT_WORDS]
-            for word in np.nonzero(words)[0]:
-                bits = int(words[word]) & (1 << 64) - 1
-                taken_bits += [(pool, kind, int(word) * 64 + bit) for bit in range(64) if bits >> bit & 1]
-            assert nat.pool[pool].used[kind] == sum(entry[:2] == (pool, kind) for entry in held)
-    assert sorted(held) == taken_bits
-    assert all(nat.pool[pool].port_low <= port <= nat.pool[pool].port_high for pool, _, port in held)
-
-
-def chained(nat: NatTables, region: int, table: Any, link: str) -> list[int]:
-    size = nat.heads.size // REGIONS
-    found = []
-    for head in nat.heads[region * size : (region + 1) * size]:
-        slot = int(head)
-        while slot:
-            found.append(slot)
-            assert len(found) < table.size
-            slot = int(table[slot][link])
-    return sorted(found)
-
-
-def free_list(table: Any, first: int, link: str) -> set[int]:
-    found: list[int] = []
-    slot = int(first)
-    while slot:
-        found.append(slot)
-        assert len(found) < table.size
-        slot = int(table[slot][link])
-    assert len(found) == len(set(found))
-    return set(found)
-
-
-def listed(nat: NatTables, kind: int, first: int) -> set[int]:
-    assert 0 <= kind < LISTS
-    found, before, slot = set(), 0, int(first)
-    while slot:
-        assert slot not in found
-        assert nat.flows[slot]["prev"][kind] == before
-        found.add(slot)
-        before, slot = slot, int(nat.flows[slot]["next"][kind])
-    return found

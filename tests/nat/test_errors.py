@@ -15,6 +15,7 @@ from scapy.layers.inet6 import (
 )
 from scapy.packet import Raw
 
+from egressvpn.nat.tables import ENDPOINT_INDEPENDENT
 from egressvpn.verdict import Verdict
 from tests.nat.support import POOL4, Gateway, assert_consistent
 from tests.packet.support import address, networks, raw, transport, transports
@@ -75,6 +76,8 @@ def test_an_error_from_inside_leaves_from_the_external_address_quoting_what_came
         inner.id = port
     else:
         inner.sport, inner.dport = layer.dport, port
+    if kind == "tcp":
+        inner.seq, inner.ack = layer.ack, layer.seq + 1  # what the device expects
     original = raw(reply)
     verdict, _, received = gateway.receive(reply)
     assert verdict == Verdict.PASS
@@ -87,6 +90,64 @@ def test_an_error_from_inside_leaves_from_the_external_address_quoting_what_came
     assert verdict == Verdict.PASS
     assert octets == raw(error(version, choice, external, remote, original[:cut]))
     assert gateway.octets() == before
+
+
+@pytest.mark.parametrize("mtu", [0, 68, 296, 575])
+def test_a_path_mtu_below_what_every_path_has_is_not_believed(mtu: int) -> None:
+    gateway, sent, _ = one_flow()
+    message = IP(src=ROUTER, dst=IP(sent).src) / ICMP(type=3, code=4, nexthopmtu=mtu) / Raw(sent)
+    assert gateway.receive(message)[0] == Verdict.UNMATCHED_ICMP_ERROR
+    message[ICMP].nexthopmtu = 576
+    assert gateway.receive(message)[0] == Verdict.PASS
+
+
+@pytest.mark.parametrize("mtu", [0, 1279])
+def test_an_ipv6_path_mtu_below_1280_is_not_believed(mtu: int) -> None:
+    gateway = Gateway()
+    _, _, sent = gateway.send(1, IPv6(src=INSIDE6, dst=REMOTE6) / UDP(sport=4000, dport=80))
+    message = IPv6(src=ROUTER6, dst=IPv6(sent).src) / ICMPv6PacketTooBig(mtu=mtu) / Raw(sent)
+    assert gateway.receive(message)[0] == Verdict.UNMATCHED_ICMP_ERROR
+    message[ICMPv6PacketTooBig].mtu = 1280
+    assert gateway.receive(message)[0] == Verdict.PASS
+
+
+@pytest.mark.parametrize("choice", range(4))
+def test_an_error_about_a_segment_that_cannot_be_under_way_is_dropped(choice: int) -> None:
+    """RFC 5927 4.1: the sequence number quoted was sent and is not acknowledged; who only guesses ports does not know it."""
+    gateway = Gateway()
+    client = IP(src=INSIDE, dst=REMOTE) / TCP(sport=4000, dport=80, flags="S", seq=0xFFFFFF00, window=5000)
+    external, port = gateway.external(1, client)
+    server = IP(src=REMOTE, dst=external) / TCP(sport=80, dport=port, flags="SA", seq=7000, ack=0xFFFFFF01, window=5000)
+    assert gateway.receive(server)[0] == Verdict.PASS
+    client[TCP].flags, client[TCP].seq, client[TCP].ack = "PA", 0xFFFFFF01, 7001
+    _, _, sent = gateway.send(1, client / Raw(bytes(1000)))
+    before = gateway.octets()
+    for sequence, expected in ((0xFFFFFF00, False), (0xFFFFFF01, True), (100, True), (745, True), (746, False), (0x7FFFFFFF, False)):
+        quoted = IP(sent)
+        quoted[TCP].seq = sequence
+        verdict = gateway.receive(error(4, choice, ROUTER, external, raw(quoted)[:48]))[0]
+        assert verdict == (Verdict.PASS if expected else Verdict.UNMATCHED_ICMP_ERROR)
+    assert gateway.octets() == before
+
+
+def test_an_error_about_another_devices_packet_goes_through_both() -> None:
+    """RFC 5508 REQ-7: hairpinned; the outer destination is the source of the quoted packet."""
+    gateway = Gateway(filtering=ENDPOINT_INDEPENDENT)
+    other = IP(src="100.64.0.9", dst=REMOTE) / UDP(sport=5000, dport=80)
+    theirs = gateway.external(2, other)
+    packet = IP(src=INSIDE, dst=theirs[0], id=7) / UDP(sport=4000, dport=theirs[1]) / Raw(b"question")
+    original = raw(packet)
+    verdict, row, sent = gateway.send(1, packet)
+    assert verdict == Verdict.PASS
+    ours = address(4, 0, row.source_lo)
+    verdict, row, received = gateway.receive(sent)
+    assert (verdict, row.owner) == (Verdict.PASS, 2)
+    verdict, _, leaving = gateway.send(2, error(4, 0, "100.64.0.9", ours, received))
+    assert verdict == Verdict.PASS
+    assert leaving == raw(error(4, 0, theirs[0], ours, sent))
+    verdict, row, arriving = gateway.receive(leaving)
+    assert (verdict, row.owner) == (Verdict.PASS, 1)
+    assert arriving == raw(error(4, 0, theirs[0], INSIDE, original))
 
 
 def test_extensions_behind_the_quote_come_through_and_are_covered() -> None:

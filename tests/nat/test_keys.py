@@ -3,16 +3,18 @@
 import os
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from egressvpn.nat.keys import bucket, siphash1, siphash2, siphash3, siphash5
-from egressvpn.nat.tables import REGIONS
+from egressvpn.nat.keys import DEVICE_SHIFT, PORTLESS, V6, bucket, draw, hash_end, inside_word, siphash1, siphash2, siphash3
+from egressvpn.nat.tables import FLOWS, HOMES_IN, HOMES_OUT, PERMITS, SETTINGS, SHARES
+from tests.packet.support import record
 
-KERNELS = {1: siphash1, 2: siphash2, 3: siphash3, 5: siphash5}
+KERNELS = {1: siphash1, 2: siphash2, 3: siphash3}
 words = st.integers(-(1 << 63), (1 << 63) - 1)
 
 
@@ -35,10 +37,49 @@ def test_with_any_key_it_is_what_the_definition_says(key0: int, key1: int, count
     assert hashed == siphash(key0, key1, *message)
 
 
-@given(words, st.integers(0, REGIONS - 1))
-def test_a_bucket_lies_in_its_region(hashed: int, region: int) -> None:
-    heads = np.zeros(32 * REGIONS, np.int32)
-    assert bucket(heads, region, np.int64(hashed)) // 32 == region
+@given(words)
+def test_the_regions_of_the_heads_do_not_overlap(hashed: int) -> None:
+    share = 32
+    heads = np.zeros(share * SHARES, np.int32)
+    places = {region: int(bucket(heads, region, np.int64(hashed))) for region in (HOMES_OUT, HOMES_IN, FLOWS, PERMITS)}
+    assert 0 <= places[HOMES_OUT] < 2 * share
+    assert [places[region] // share for region in (HOMES_IN, FLOWS, PERMITS)] == [2, 3, 4]
+
+
+@given(words, words, words, words)
+def test_the_high_word_of_an_address_counts_in_ipv6_only(word: int, hi: int, other: int, lo: int) -> None:
+    settings = secret()
+    assert hash_end(settings, 0, word, hi, lo) == hash_end(settings, 0, word, other, lo) == siphash(5, -9, word, lo)
+    assert hash_end(settings, V6, word, hi, lo) == siphash(5, -9, word, hi, lo)
+
+
+@given(st.integers(1, (1 << 21) - 1), st.sampled_from([4, 6]), st.sampled_from([1, 6, 17, 58]), st.integers(0, 65535))
+def test_a_key_holds_each_of_its_parts_and_leaves_room_for_the_external_port(device: int, version: int, protocol: int, port: int) -> None:
+    packet = record()
+    packet.version, packet.protocol = version, protocol
+    key = int(inside_word(np.int64(device), packet, np.int64(port)))
+    assert (key >> DEVICE_SHIFT, bool(key & V6), key >> 32 & 0xFF, key >> 16 & 0xFFFF, key & 0xFFFF) == (
+        device,
+        version == 6,
+        protocol,
+        port,
+        0,
+    )
+    assert key & PORTLESS == key > 0
+
+
+def test_drawn_words_differ_and_depend_on_the_secret() -> None:
+    settings, other = secret(), secret()
+    drawn = [int(draw(settings)) for _ in range(100)]
+    assert len(set(drawn)) == 100
+    other.key1 = -8
+    assert drawn[0] != int(draw(other))
+
+
+def secret() -> Any:
+    settings = np.zeros(1, SETTINGS).view(np.recarray)[0]
+    settings.key0, settings.key1 = 5, -9
+    return settings
 
 
 def siphash(key0: int, key1: int, *message: int) -> int:

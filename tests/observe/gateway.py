@@ -1,11 +1,13 @@
 """A gateway that shows fixed numbers: the twin that the API, the metrics and the command line are tested against."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from egressvpn.observe.view import Count, Counters, Flow, Histogram, PeerCounters, PortsUsed, Status
+from egressvpn.observe.nat_history import Whois, whois
+from egressvpn.observe.view import AddressUsage, Count, Counters, Flow, Histogram, PeerCounters, Status
 from egressvpn.verdict import VERDICTS, Verdict
 
 KEY = "gW6aK9QtLvBxBjDrvdcEsqzEoDyS0pg00/BBKB/ltxo="
@@ -18,6 +20,7 @@ class FixedGateway:
         self.failing: list[str] = []
         self.health: list[str] = []
         self.devices = devices
+        self.log: list[Path] = []
 
     def readiness(self) -> list[str]:
         return self.failing
@@ -79,6 +82,41 @@ class FixedGateway:
         )
         return [dict(flow) for _ in range(3)][:limit]
 
+    def pools(self) -> list[AddressUsage]:
+        return [
+            {
+                "pool": "default",
+                "address": address,
+                "ports": [1024, 65535],
+                "used": {"tcp": 10, "udp": 6, "icmp": 1},
+                "block_size": 256,
+                "blocks": {"all": 252, "used": 3, "free": 248, "held": 1},
+                "devices": 2,
+                "exhausted": 4,
+            }
+            for address in ("203.0.113.5", "203.0.113.6")
+        ]
+
+    def whois(self, address: str, port: int | None, begin: str, end: str) -> Whois:
+        return whois(self.log, address, port, begin, end)
+
+    async def explain(self, peer: str, destination: str) -> dict[str, Any]:
+        if peer != "phone":
+            raise LookupError(peer)
+        return {
+            "peer": peer,
+            "destination": destination,
+            "protocol": "tcp",
+            "verdict": "pass",
+            "why": "it may pass",
+            "rule": None,
+            "way": "translated",
+            "pool": "default",
+            "internal": "100.64.0.2",
+            "external": "203.0.113.5",
+            "block": {"ports": [1024, 1279]},
+        }
+
     def counters(self) -> Counters:
         drops = np.zeros(VERDICTS, np.int64)
         drops[Verdict.REPLAYED], drops[Verdict.POLICY_DENIED] = 2, 9
@@ -89,9 +127,17 @@ class FixedGateway:
             traffic={"upload": Count(1000, 1_500_000), "download": Count(2000, 3_000_000)},
             drops=drops,
             flows=17,
+            max_flows=1024,
             flows_created=170,
+            flows_expired=153,
+            mappings=12,
+            mappings_created=120,
+            blocks_allocated=5,
+            blocks_released=2,
+            quota_exceeded=7,
+            nat_log_dropped=1,
             slice_violations=0,
-            ports_used=[PortsUsed("default", "203.0.113.5", 17)],
+            pools=self.pools(),
             handshakes={"completed": 4, "bad_mac1": 1},
             handshake_seconds=Histogram((0.001, 0.01), (3, 1, 0), 0.005),
             batch_packets=Histogram((1, 3, 7), np.array([10, 5, 2, 1]), 60),

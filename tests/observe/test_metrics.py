@@ -1,5 +1,8 @@
 """/metrics, read back by the Prometheus client's own parsers."""
 
+import re
+from pathlib import Path
+
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
@@ -37,6 +40,28 @@ def test_the_numbers_of_the_view_arrive_in_both_formats(accept: str) -> None:
     assert seen[sample("egress_key_age_seconds", key="current")] == 3600
     assert seen[sample("egress_build_info", version="0.1.0")] == 1
     assert seen[sample("wireguard_device_info", device="egress0", public_key=KEY)] == 1
+
+
+def test_ports_and_blocks_are_told_by_pool_and_what_was_refused_is_counted() -> None:
+    seen = scrape(FixedGateway())
+    told = {name: seen[sample(f"egress_{name}", pool="default")] for name in ("blocks_used", "blocks_free", "blocks_held")}
+    assert told == {"blocks_used": 6, "blocks_free": 496, "blocks_held": 2}
+    assert seen[sample("egress_port_exhaustion_total", pool="default")] == 8
+    assert {name: seen[sample(f"egress_{name}_total")] for name in ("quota_exceeded", "nat_log_dropped", "flows_expired")} == {
+        "quota_exceeded": 7,
+        "nat_log_dropped": 1,
+        "flows_expired": 153,
+    }
+    assert (seen[sample("egress_blocks_allocated_total")], seen[sample("egress_blocks_released_total")]) == (5, 2)
+    assert (seen[sample("egress_mappings")], seen[sample("egress_mappings_created_total")]) == (12, 120)
+    assert seen[sample("egress_flows_limit")] == 1024
+
+
+def test_the_example_alerts_speak_of_metrics_that_there_are() -> None:
+    rules = (Path(__file__).parents[2] / "examples" / "alerts.yml").read_text()
+    named = set(re.findall(r"\begress_\w+", rules))
+    assert len(named) > 8
+    assert named - {name for name, _ in scrape(FixedGateway())} == set()
 
 
 def test_histograms_are_cumulative() -> None:
