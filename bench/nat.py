@@ -288,7 +288,7 @@ def main(path: Path | None) -> None:
     if not JIT:
         raise click.ClickException("this measures compiled kernels: unset EGRESSVPN_JIT")
     if "NUMBA_CACHE_DIR" not in os.environ:
-        cache.prepare()
+        cache.prepare(cache.CALLABLE)
         os.execv(sys.executable, [sys.executable, *sys.argv])  # numba reads it when it is imported
     warm()
     result = measure()

@@ -7,7 +7,7 @@ from hypothesis import settings
 from egressvpn.dataplane import cache
 
 if "NUMBA_CACHE_DIR" not in os.environ:
-    cache.prepare(cache.TESTS)  # before anything imports numba
+    cache.prepare(cache.CALLABLE)  # before anything imports numba
 
 settings.register_profile("egressvpn", deadline=None, print_blob=True)
 settings.load_profile("egressvpn")

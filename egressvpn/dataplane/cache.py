@@ -1,7 +1,8 @@
 """Where compiled kernels are kept: one directory per content of the sources, so that a change anywhere is noticed.
 
 numba's own cache looks only at the file a kernel stands in (its path, time and size), and links what that kernel calls; so the
-directory's name is a hash of every source file and where it is, the libraries and the processor.
+directory's name is a hash of every source file and where it is, the libraries and the processor. What the worker compiles
+cannot all be called from Python (numba does not notice, and crashes), so tests and benchmarks have a directory of their own.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from typing import Final
 PACKAGE = Path(__file__).parent.parent
 KERNEL_LAYERS = ("packet", "nat", "policy", "wireguard", "dataplane")
 WORKER: Final = "kernels"  # compiled as the worker needs them: most cannot be called from Python (kernel.compile_for)
-TESTS: Final = "callable"
+CALLABLE: Final = "callable"  # for tests and benchmarks
 KEPT: Final = 5  # compiled versions of other sources that may stay, the newest
 
 
@@ -73,13 +74,17 @@ def prepare(name: str = WORKER) -> bool:
     return (directory / "warm").exists()
 
 
+def is_prepared(name: str = WORKER) -> bool:
+    """Whether numba was pointed at this cache."""
+    return os.environ.get("NUMBA_CACHE_DIR") == str(cache_dir(name))
+
+
 def mark_warm() -> bool:
     """Say that every kernel is in the cache. False when there is no cache to say it in."""
-    directory = cache_dir()
-    if os.environ.get("NUMBA_CACHE_DIR") != str(directory):
+    if not is_prepared():
         return False
     try:
-        (directory / "warm").touch()
+        (cache_dir() / "warm").touch()
     except OSError:
         return False
     return True

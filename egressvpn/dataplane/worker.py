@@ -113,7 +113,8 @@ def _compile(b: Any, link: socket.socket, warm: bool) -> None:
             announce(link, Event.PROGRESS, done, max(done, kernels()), name)
 
     entries = list(entry_points(b))
-    compile_for([function for function, _ in entries])
+    if cache.is_prepared():  # else numba keeps what it compiles where others find it
+        compile_for([function for function, _ in entries])
     with _compilations(progress):
         for function, arguments in entries:
             _precompile(function, arguments)

@@ -1,7 +1,7 @@
 """Ending flows: those whose time has come, a device's, a pool address's. What depends on time is done in bounded steps.
 
-What a look-up finds is judged by its own time, so how often `expire` runs changes nothing about packets; it gives
-room, ports and mappings back.
+A flow that a look-up finds is judged by its own time, however late `expire` is. A mapping ends when its last confirmed flow is
+removed: a tick of the wheel after that flow's time, and what a backlog takes.
 """
 
 from typing import Final

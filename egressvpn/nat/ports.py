@@ -103,8 +103,10 @@ def take_exact(nat: NatTables, device: Word, slot: Word, kind: Word, port: Word)
 
 @inlined
 def _open_block(nat: NatTables, device: Word, wanted: Word) -> Word:
-    """A block of the device with a free port, of the wanted parity when it can be; 0: none."""
+    """A block of the device with a free port, of the wanted parity when it can be; 0: none. An address that ends gives no more."""
     subscriber = nat.subscribers[device]
+    if nat.pool[subscriber.external4].ending != 0:
+        return np.int64(0)
     same, other = subscriber.open[wanted], subscriber.open[wanted ^ 1]
     if same == 0 or (subscriber.fixed != 0 and other != 0 and not predefined(nat, same) and predefined(nat, other)):
         return other

@@ -5,7 +5,7 @@ from scapy.layers.inet import UDP
 from scapy.layers.inet6 import IPv6
 
 from egressvpn.nat.expiry import drop_flows, drop_flows6, end_address, expire, remove_device
-from egressvpn.nat.tables import SECOND, subscribe
+from egressvpn.nat.tables import ENDPOINT_INDEPENDENT, SECOND, subscribe
 from egressvpn.verdict import Verdict
 from tests.nat.packets import INSIDE6, OTHER, REMOTE6, into, out, tcp
 from tests.nat.support import Gateway, assert_consistent, ns
@@ -75,10 +75,21 @@ def test_a_connection_that_closed_is_looked_at_by_the_shorter_timer() -> None:
     external = gateway.external(1, out("tcp"))
     gateway.receive(into("tcp", external, flags="SA"))
     gateway.send(1, tcp("A", seq=1, ack=1))
-    gateway.send(1, tcp("FA", seq=1, ack=1), 100)
-    gateway.receive(into("tcp", external, flags="FA", seq=1, ack=2), 100)
-    assert gateway.expire(339.9) == 0
-    assert gateway.expire(340.2) == 1
+    gateway.send(1, tcp("A", seq=1, ack=1), 300)  # from here on it is looked at once a round of the wheel
+    gateway.send(1, tcp("FA", seq=1, ack=1), 500)
+    gateway.receive(into("tcp", external, flags="FA", seq=1, ack=2), 500)
+    assert gateway.expire(739.9) == 0
+    assert gateway.expire(740.2) == 1
+    assert_consistent(gateway.nat)
+
+
+def test_an_unanswered_flow_of_a_mapping_that_ended_goes_with_the_next_round() -> None:
+    gateway = Gateway(filtering=ENDPOINT_INDEPENDENT, udp=7200 * SECOND)
+    external = gateway.external(1, out("udp"))
+    gateway.receive(into("udp", external, remote=OTHER), 7100)
+    assert gateway.expire(7200.2) == 1
+    assert gateway.receive(into("udp", external, remote=OTHER))[0] == Verdict.NO_MAPPING
+    assert gateway.expire(8300) == 1
     assert_consistent(gateway.nat)
 
 

@@ -97,6 +97,17 @@ def test_what_comes_from_outside_alone_prolongs_nothing() -> None:
     assert_consistent(gateway.nat)
 
 
+def test_an_unanswered_flow_from_outside_ends_in_its_time_though_its_mapping_lives() -> None:
+    gateway = Gateway(filtering=ENDPOINT_INDEPENDENT)
+    external = gateway.external(1, out("udp"))
+    for moment in (100, 200, 299, 399.9):
+        assert gateway.receive(into("udp", external, remote=OTHER), moment)[0] == Verdict.PASS
+        gateway.external(1, out("udp"))
+    assert gateway.expire(400.2) == 1
+    assert gateway.nat.settings[0].flows == 1
+    assert_consistent(gateway.nat)
+
+
 def test_an_answer_from_inside_makes_a_flow_from_outside_count() -> None:
     gateway = Gateway(filtering=ENDPOINT_INDEPENDENT)
     external = gateway.external(1, out("udp"))

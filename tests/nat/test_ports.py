@@ -163,8 +163,16 @@ def test_a_device_without_an_external_address_gets_no_port() -> None:
     pools = Pools()
     pools.subscribe(1, 1001, 0)
     assert pools.take(1) == Verdict.NO_EXTERNAL_ADDRESS
-    pools.nat.pool[1].ending = 1
-    assert pools.take(2) == Verdict.NO_EXTERNAL_ADDRESS
+
+
+def test_an_address_that_ends_gives_no_port_also_not_of_a_block_that_the_device_has() -> None:
+    pools = Pools()
+    pools.port(1)
+    pools.nat.pool[int(pools.nat.subscribers[1].external4)].ending = 1
+    before = octets(pools)
+    assert pools.take(1) == Verdict.NO_EXTERNAL_ADDRESS
+    assert int(may_take(pools.nat, 1, 0, ns(0))) == -Verdict.NO_EXTERNAL_ADDRESS
+    assert octets(pools) == before
 
 
 def test_freeing_a_port_that_is_in_no_block_changes_nothing() -> None:
