@@ -111,10 +111,13 @@ def _set_socket(b: Bundle, command: Row, link: socket.socket) -> None:
 
 
 def _readdress(b: Bundle, command: Row, number: int, now: int) -> None:
-    """SET_DEVICE with another external IPv6 address: flows that have the old one end."""
-    drop_flows6(b.nat, number, now)
+    """SET_DEVICE with another external IPv6 address or predefined block: flows that have the old one end."""
     owner = b.nat.subscribers[number]
-    owner.external6_hi, owner.external6_lo = command.external6_hi, command.external6_lo
+    if owner.fixed != 0 or command.fixed != 0:
+        forget_flows(b.nat, number, now)
+    else:
+        drop_flows6(b.nat, number, now)
+        owner.external6_hi, owner.external6_lo = command.external6_hi, command.external6_lo
     if not carry_out(b, now):
         raise ValueError(f"no pool slot {command.external4}")
 

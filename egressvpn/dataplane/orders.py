@@ -102,12 +102,14 @@ def _configure(b: Bundle, command: Row, kind: Word, number: Word, now: Word) -> 
 
 @kernel
 def _set_device(b: Bundle, command: Row, number: Word, now: Word) -> Word:
-    """Addresses and state of a device; its allowed IPs follow as ADD_PREFIXES. 0: flows that have its old IPv6 address must end first."""
+    """Addresses and state of a device; its allowed IPs follow as ADD_PREFIXES. 0: what it has outside must end first."""
     if command.external4 < 0 or command.external4 >= b.nat.pool.size:
         return 0
     device, worker, owner = b.wg.devices[number], b.work.worker[0], b.nat.subscribers[number]
     high, low = command.external6_hi, command.external6_lo
     if owner.flows > 0 and (owner.external6_hi != high or owner.external6_lo != low):
+        return 0
+    if owner.first_block != 0 and (owner.fixed != command.fixed or (owner.fixed != 0 and owner.external4 != command.external4)):
         return 0
     device.internal4 = command.internal4
     device.internal6_hi = command.internal6_hi

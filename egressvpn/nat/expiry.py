@@ -114,6 +114,7 @@ def end_address(nat: NatTables, slot: Word, budget: Word, now: Word) -> Word:
             left -= _drop(nat, device, np.int64(0), left, now) * SUBSCRIBERS_PER_ENTRY
             if left <= 0:
                 return 0  # it may have more
+            left -= owner.flows  # they were looked at
             release_device(nat, device, now, np.int64(0))
             owner.external4 = 0
         device += 1

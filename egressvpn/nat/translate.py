@@ -234,7 +234,12 @@ def _may_begin(nat: NatTables, device: Word, packet: Row) -> Word:
 
 @kernel
 def _room(nat: NatTables, device: Word, home: Word) -> Word:
-    """Whether a device may have one more flow, of this mapping if it is not 0, and whether there is a record for it."""
+    """Whether a device may have one more flow, of this mapping if it is not 0, and whether there is a record for it.
+
+    A mapping on an address that ends gets no more: else its device could keep the address for ever.
+    """
+    if home != 0 and nat.pool[np.int64(nat.flows[home].pool)].ending != 0:
+        return NO_EXTERNAL_ADDRESS
     if nat.subscribers[device].flows >= nat.settings[0].max_flows_per_device:
         return QUOTA_EXCEEDED
     if home != 0 and np.int64(nat.flows[home].state) == FREE:

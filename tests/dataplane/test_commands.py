@@ -18,10 +18,12 @@ from egressvpn.dataplane.loop import sweep
 from egressvpn.dataplane.orders import COMMANDS_PER_TURN, carry_out_waiting
 from egressvpn.dataplane.receive import receive
 from egressvpn.dataplane.tables import CLIENT
+from egressvpn.nat.pool_view import owned
 from egressvpn.prefixes import lookup4, lookup6
 from egressvpn.wireguard.constants import DUE_KEEPALIVE, DUE_ZERO, ZERO_KEYS_TIMEOUT
 from egressvpn.wireguard.indexes import slot_of
 from egressvpn.wireguard.tables import ENABLED
+from tests.dataplane.gateway import ONE, REMOTE, Gateway, udp
 from tests.dataplane.rig import LIMITS, SECOND, START, Rig, rig, seal
 
 KEYS = {"receive_key": b"\1" * 32, "send_key": b"\2" * 32}
@@ -323,3 +325,21 @@ def test_a_device_that_there_is_no_room_for_is_refused(number: int) -> None:
     obey(made)
     assert [(event.kind, event.first) for event in made.events()] == [(Event.REFUSED, kind) for kind in kinds]
     made.close()
+
+
+def test_a_device_with_another_predefined_block_loses_what_it_had_first() -> None:
+    gateway = Gateway()
+    for slot, address in ((2, "203.0.113.2"), (3, "203.0.113.3")):
+        gateway.rig.add_pool(slot, address, port_high=1024 + 63, block_size=8, fixed_blocks=4, fixed_size=8)
+    device = {"state": ENABLED, "internal4": int(ip_address(ONE)), "identity": 1}
+    gateway.rig.command(Command.SET_DEVICE, owner=1, external4=2, fixed=1, **device)
+    first = gateway.external(1, udp(ONE, REMOTE))
+    assert 1024 <= first < 1032
+    gateway.rig.command(Command.SET_DEVICE, owner=1, external4=2, fixed=1, **device)
+    assert gateway.external(1, udp(ONE, REMOTE)) == first
+    gateway.rig.command(Command.SET_DEVICE, owner=1, external4=3, fixed=3, **device)
+    (moved,) = gateway.send(1, udp(ONE, REMOTE))
+    assert moved.src == "203.0.113.3"
+    assert 1040 <= moved.sport < 1048
+    assert [(slot, low) for slot, _, low, *_ in owned(gateway.b.nat)] == [(3, 1040)]
+    gateway.close()

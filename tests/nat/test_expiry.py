@@ -6,9 +6,10 @@ from scapy.layers.inet6 import IPv6
 
 from egressvpn.nat.expiry import drop_flows, drop_flows6, end_address, expire, remove_device
 from egressvpn.nat.tables import ENDPOINT_INDEPENDENT, SECOND, subscribe
+from egressvpn.nat.translate import may_open
 from egressvpn.verdict import Verdict
 from tests.nat.packets import INSIDE6, OTHER, REMOTE6, into, out, tcp
-from tests.nat.support import Gateway, assert_consistent, ns
+from tests.nat.support import Gateway, assert_consistent, loaded, ns
 from tests.packet.support import as_words
 
 
@@ -171,3 +172,30 @@ def test_the_flows_of_one_device_end_in_steps_too_when_its_address_is_taken_away
         assert_consistent(gateway.nat)
     assert left == [6, 2]
     assert gateway.nat.pool[1].address == 0
+
+
+def test_a_mapping_on_an_address_that_ends_gets_no_more_flows_from_either_side() -> None:
+    gateway = Gateway(filtering=ENDPOINT_INDEPENDENT)
+    external = gateway.external(2, out("udp", port=1))
+    for port in range(2, 8):
+        gateway.external(2, out("udp", port=port))
+    assert end_address(gateway.nat, 1, 1, ns(1)) == 0
+    before = int(gateway.nat.subscribers[2].flows)
+    for known in range(1, 8):
+        assert gateway.send(2, out("udp", port=known, remote=OTHER), 1)[0] != Verdict.PASS
+        assert may_open(gateway.nat, 2, loaded(out("udp", port=known, remote=OTHER))[1], ns(1)) == Verdict.NO_EXTERNAL_ADDRESS
+    assert gateway.receive(into("udp", external, remote=OTHER), 1)[0] != Verdict.PASS
+    assert int(gateway.nat.subscribers[2].flows) == before > 0
+    assert_consistent(gateway.nat)
+
+
+def test_flows_that_are_only_looked_at_count_against_a_step_too() -> None:
+    gateway = Gateway(max_flows=512, devices=8)
+    for device in range(2, 9, 2):
+        for port in range(40):
+            gateway.external(device, IPv6(src=INSIDE6, dst=REMOTE6) / UDP(sport=port))
+    steps = 1
+    while end_address(gateway.nat, 1, 1, ns(1)) == 0:
+        steps += 1
+    assert steps >= 4
+    assert gateway.nat.settings[0].flows == 160
