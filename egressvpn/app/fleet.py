@@ -153,9 +153,14 @@ class Fleet:
             with trio.CancelScope(shield=True):  # neither the pools nor a device are left half done
                 await self.pools.change(config)
                 self.config = config
-                members, outside = list(self.by_id.values()), list(self._outside.values())
-                await self._carry_out(_Plan(self._revision, (), [self._news(m.device) for m in members]))
-                await self._carry_out(_Plan(self._revision, (), [self._news(device) for device in outside]))
+                await self._bring_all()
+
+    async def settle_pools(self) -> None:
+        """Addresses that took long to end: put them in again if they are wanted, and devices to where they belong."""
+        async with self._following:
+            with trio.CancelScope(shield=True):
+                if self.pools.settle():
+                    await self._bring_all()
 
     # the tasks of `run`
 
@@ -164,6 +169,7 @@ class Fleet:
             for _ in range(LOOKS_PER_MACHINE_LOOK):
                 await trio.sleep(WATCH_INTERVAL)
                 await self.follow()
+                await self.settle_pools()
             try:
                 self.deny_machine()
             except (OperatorError, OSError) as error:
@@ -236,11 +242,18 @@ class Fleet:
         had, has = set(before), set(device.allowed_ips)
         return _News(device, address4, address6, list(had - has), [network for network in device.allowed_ips if network not in had])
 
+    async def _bring_all(self) -> None:
+        """Every device anew, after its pool has changed."""
+        members, outside = list(self.by_id.values()), list(self._outside.values())
+        await self._carry_out(_Plan(self._revision, (), [self._news(member.device) for member in members]))
+        await self._carry_out(_Plan(self._revision, (), [self._news(device) for device in outside]))
+
     async def _carry_out(self, plan: _Plan) -> None:
+        """A predefined block is taken from its device before another is told that it has it."""
         for number in plan.gone:
             self._forget(number)
         work = 0
-        for news in plan.news:
+        for news in sorted(plan.news, key=self._keeps_block):
             for steps in self._bring(news):
                 work += steps
                 if work >= AT_ONCE:
@@ -248,6 +261,10 @@ class Fleet:
                     self._tunnel.flush()
                     await trio.lowlevel.checkpoint()
         self._tunnel.flush()
+
+    def _keeps_block(self, news: _News) -> bool:
+        known = self.by_id.get(news.device.id)
+        return known is None or not self.pools.loses_block(news.device, known.egress)
 
     def _forget(self, number: int) -> None:
         """The store has no device with this id any more."""

@@ -2,7 +2,7 @@
 
 A slot is a row of the worker's table of pool addresses. An address that is taken out, or whose ports or blocks are cut differently,
 leaves its slot first: what was on it ends there, step by step, and only then may the slot, or the address in another slot, be used
-again. Devices that can stay where they are stay.
+again. What takes long is left out meanwhile, and put in by `settle`. Devices that can stay where they are stay.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,7 +30,8 @@ from egressvpn.observe.nat_ledger import HeldBack
 log = structlog.get_logger(__name__)
 
 REMOVAL_INTERVAL: Final = 0.01  # s between two looks whether an address has ended
-REMOVAL_PATIENCE: Final = 60.0  # s
+REMOVAL_PATIENCE: Final = 2.0  # s that a change waits for addresses to end, and whatever follows the store with it
+NOBODYS_GROUP: Final = 1  # of an address whose blocks are yet to be held back: no pool has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,9 @@ class Pools:
         self._free = list(range(nat.pool.size - 1, 0, -1))
         self._slots: dict[IPv4Address, int] = {}
         self._slices: dict[IPv4Address, Slice] = {}
+        self._present: dict[str, list[IPv4Address]] = {}  # by pool: its addresses that are in a slot
+        self._ending: dict[int, Slice] = {}  # by slot: what was there, and has not ended yet
+        self.late: list[str] = []  # addresses that should have ended by now
         self._networks6: set[IPNetwork] = set()
         self._groups: dict[str, int] = {}
         self._taken6 = {IPv6Address(held.external) for held in accounts.ledger.held_back(0) if held.ports is None}
@@ -110,6 +114,8 @@ class Pools:
         return address if address in self._slices else None
 
     def pool_of(self, slot: int) -> str:
+        if slot in self._ending:
+            return self._ending[slot].pool
         address = self.address_of(slot)
         return "" if address is None else self._slices[address].pool
 
@@ -128,11 +134,11 @@ class Pools:
         return Egress(slot, address, self._join6(device, before), fixed)
 
     def _join4(self, device: Device, before: Egress) -> tuple[int, IPv4Address | None, int]:
-        addresses = self._addresses[device.pool]
+        addresses = self._present[device.pool]
         planned = self._planned_block(device)
         if planned is not None:
             address, number = planned
-            return self._slots[address], address, number + 1
+            return (self._slots[address], address, number + 1) if address in self._slots else (0, None, 0)
         if before.external4 is not None and self._slots.get(before.external4) == before.slot and before.external4 in addresses:
             return before.slot, before.external4, 0
         position = external4(str(device.id), addresses)
@@ -144,6 +150,12 @@ class Pools:
         blocks = (plan.block(address) for address in device.addresses if plan is not None and isinstance(address, IPv4Address))
         block = next((block for block in blocks if block is not None), None)
         return None if block is None else (self._addresses[device.pool][block[0]], block[1])
+
+    def loses_block(self, device: Device, before: Egress) -> bool:
+        """Whether a device had a predefined block that is not its own any more."""
+        planned = self._planned_block(device)
+        now = (0, 0) if planned is None else (self._slots.get(planned[0], 0), planned[1] + 1)
+        return before.fixed != 0 and now != (before.slot, before.fixed)
 
     def _join6(self, device: Device, before: Egress) -> IPv6Address | None:
         networks = self._pools[device.pool].addresses
@@ -171,7 +183,8 @@ class Pools:
     def check(self, config: Config) -> None:
         """Raises OperatorError when the running gateway has no room for these pools."""
         wanted = wanted_slices(config)
-        more = [address for address in wanted if address not in self._slots]
+        ending = {one.address for one in self._ending.values()}  # each leaves a slot
+        more = [address for address in wanted if address not in self._slots and address not in ending]
         room = len(self._free)
         if len(more) > room:
             raise OperatorError(f"{len(more)} more pool addresses are more than the {room} there is room for", "restart the gateway")
@@ -183,50 +196,70 @@ class Pools:
     async def change(self, config: Config) -> None:
         """Take out what is not wanted any more, then put in what is new. Devices are to `join` again afterwards."""
         wanted = wanted_slices(config)
-        gone = [address for address, one in self._slices.items() if not one.stays(wanted.get(address))]
-        await self._remove(gone)
+        self._end([address for address, one in self._slices.items() if not one.stays(wanted.get(address))])
+        with trio.move_on_after(REMOVAL_PATIENCE):
+            while not all(map(self._has_ended, self._ending)):  # noqa: ASYNC110  (words in the arena: nothing to wait for)
+                await trio.sleep(REMOVAL_INTERVAL)
+        self._collect()
+        for address in {str(one.address) for one in self._ending.values()} - set(self.late):
+            log.error("a pool address takes long to end; until it has, nobody goes out from it", address=address)
+        self.late = [str(one.address) for one in self._ending.values()]
         self._configure(config)
         self._add(wanted)
 
-    async def _remove(self, addresses: Sequence[IPv4Address]) -> None:
-        slots = {self._slots[address] for address in addresses}
-        for slot in slots:
-            self._tunnel.command(pack_command(Command.REMOVE_POOL, external4=slot))
-        with trio.move_on_after(REMOVAL_PATIENCE):
-            while any(self._rows[slot].address or self._endings[slot] for slot in slots):  # noqa: ASYNC110  (words in the arena: nothing to wait for)
-                await trio.sleep(REMOVAL_INTERVAL)
-        while self._accounts.follow():  # what ended there is held back in the next slot
-            pass
+    def settle(self) -> bool:
+        """Put in what could not be put in before it had ended. True when something has: devices are to `join` again."""
+        ended = self._collect()
+        if ended:
+            self.late = [str(one.address) for one in self._ending.values()]
+            log.info("pool addresses have ended", addresses=ended)
+            self._add(wanted_slices(self._config))
+        return bool(ended)
+
+    def _end(self, addresses: Sequence[IPv4Address]) -> None:
         for address in addresses:
             slot = self._slots.pop(address)
-            del self._slices[address]
-            if int(self._rows[slot].address):
-                log.error("a pool address does not end", address=str(address))
-            else:
-                self._free.insert(0, slot)
+            self._ending[slot] = self._slices.pop(address)
+            self._tunnel.command(pack_command(Command.REMOVE_POOL, external4=slot))
+
+    def _has_ended(self, slot: int) -> bool:
+        return not self._rows[slot].address and not self._endings[slot]
+
+    def _collect(self) -> list[str]:
+        """The slots of what has ended are free again. Which addresses that were."""
+        slots = [slot for slot in self._ending if self._has_ended(slot)]
+        while slots and self._accounts.follow():  # what ended there is held back in the next slot
+            pass
+        self._free[:0] = slots
+        return [str(self._ending.pop(slot).address) for slot in slots]
 
     def _add(self, wanted: dict[IPv4Address, Slice]) -> None:
-        """The slices that are not in the worker's table, or have another quota there."""
+        """The slices that are not in the worker's table, or have another quota there; not what has yet to end in another slot."""
         self._set_networks6({network for pool in self._pools.values() for network in pool.addresses if network.version == 6})
+        ending = {one.address for one in self._ending.values()}
         held: dict[str, list[HeldBack]] = {}
         for before in self._accounts.ledger.held_back(0):
             held.setdefault(before.external, []).append(before)
         for address, one in wanted.items():
-            if self._slices.get(address) == one:
-                continue
-            fresh = address not in self._slots
-            if fresh:
-                self._slots[address] = self._free.pop()
-            slot = self._slots[address]
-            self._slices[address] = one
-            self._accounts.ledger.pools[str(address)] = one.pool
-            self._send(slot, one)
-            if fresh:
-                self._hold_back(slot, one, held.get(str(address), ()))
+            if address not in ending and self._slices.get(address) != one:
+                self._put(one, held.get(str(address), ()))
+        self._present = {pool: [one for one in addresses if one in self._slots] for pool, addresses in self._addresses.items()}
         self._accounts.set_deterministic(self._planned.values())
 
-    def _send(self, slot: int, one: Slice) -> None:
-        group = self._groups.setdefault(one.pool, len(self._groups) + 1)
+    def _put(self, one: Slice, held: Sequence[HeldBack]) -> None:
+        """A slice into the worker's table. Nobody has a port of it before what is held back there is."""
+        fresh = one.address not in self._slots
+        if fresh:
+            self._slots[one.address] = self._free.pop()
+        slot = self._slots[one.address]
+        self._slices[one.address] = one
+        self._accounts.ledger.pools[str(one.address)] = one.pool
+        if fresh and held:
+            self._send(slot, one, NOBODYS_GROUP)
+            self._hold_back(slot, one, held)
+        self._send(slot, one, self._groups.setdefault(one.pool, NOBODYS_GROUP + 1 + len(self._groups)))
+
+    def _send(self, slot: int, one: Slice, group: int) -> None:
         self._tunnel.command(
             pack_command(
                 Command.ADD_POOL,

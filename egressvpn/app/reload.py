@@ -5,10 +5,12 @@ are taken away after their flows have ended.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Final
 
 import structlog
 import trio
+from pyroute2.netlink.exceptions import NetlinkError
 
 from egressvpn.addresses import IPNetwork
 from egressvpn.app.fleet import Fleet
@@ -19,6 +21,8 @@ from egressvpn.netio.netlink import Netlink, remove_route
 
 log = structlog.get_logger(__name__)
 
+FAILURES: Final = (OperatorError, NetlinkError, OSError)
+
 
 async def reload(fleet: Fleet, ifindex: int) -> None:
     """Look at the store, at the machine and at the configuration file."""
@@ -27,7 +31,7 @@ async def reload(fleet: Fleet, ifindex: int) -> None:
         fleet.deny_machine()
         config = load(fleet.config.path)
         await _change_pools(fleet, config, ifindex)
-    except OperatorError as error:
+    except FAILURES as error:
         log.error("nothing of the configuration is changed; the gateway goes on with what it has", error=str(error))
         return
     waiting = list(_changed(fleet.config, config))
@@ -36,7 +40,7 @@ async def reload(fleet: Fleet, ifindex: int) -> None:
 
 
 async def _change_pools(fleet: Fleet, config: Config, ifindex: int) -> None:
-    """Raises OperatorError, and then nothing is changed."""
+    """Raises one of FAILURES, and then nothing is changed."""
     if config.pools == fleet.config.pools:
         return
     fresh = dataclasses.replace(fleet.config, pools=config.pools)
@@ -46,13 +50,24 @@ async def _change_pools(fleet: Fleet, config: Config, ifindex: int) -> None:
     try:
         for network in after - before:
             await trio.to_thread.run_sync(netlink.add_pool_route, network, ifindex)
-    except OperatorError:
+    except FAILURES:
         netlink.undo()
         raise
     await fleet.change_pools(fresh)
-    for network in before - after:
-        await trio.to_thread.run_sync(remove_route, network, ifindex)
+    await _remove_routes(before - after, ifindex)
     log.info("pools changed", added=sorted(map(str, after - before)), removed=sorted(map(str, before - after)))
+
+
+async def _remove_routes(networks: Iterable[IPNetwork], ifindex: int) -> None:
+    """A route that stays does no harm but to what the network is used for next."""
+    for network in networks:
+        try:
+            await trio.to_thread.run_sync(remove_route, network, ifindex)
+        except FAILURES as error:
+            mend = f"remove it: `ip route del {network}`"
+            log.error(
+                "the pools are changed, but an old route to the TUN is still there", network=str(network), mend=mend, error=str(error)
+            )
 
 
 def _networks(config: Config) -> set[IPNetwork]:

@@ -182,6 +182,8 @@ class View:
             found.append(f"{self._accounts.trouble}; {self._accounts.dropped} events are missing so far")
         if not self._supervisor.jit:
             found.append("the data path runs interpreted and is slow: install numba, or set [dataplane] jit = true")
+        if self.fleet.pools.late:
+            found.append(f"pool addresses take long to end, nobody goes out from them: {', '.join(self.fleet.pools.late)}")
         return [*found, *self.fleet.left_out.values()]
 
     def _worker(self) -> WorkerStatus:

@@ -78,9 +78,9 @@ def forward(b: Bundle, position: Word, now: Word) -> None:
     if verdict != PASS and verdict != EXEMPT:
         explain_refusal(b, number, packet, verdict, now)
     elif _depart(b, packet, slot, verdict):
-        verdict = np.int64(_turn(b, packet, slot, now))
+        verdict = np.int64(_turn(b, number, packet, slot, now))
     elif slot > 0:
-        verdict = np.int64(send_pieces(b, packet, slot, b.local.datagrams[slot].largest, np.int64(0), now))
+        verdict = np.int64(send_pieces(b, packet, slot, np.int64(0), now))
     else:
         verdict = np.int64(PASS)
         emit(b.local, b.work.counters, packet, worker.uso)
@@ -90,17 +90,17 @@ def forward(b: Bundle, position: Word, now: Word) -> None:
 
 
 @inlined
-def _turn(b: Bundle, packet: Row, slot: Word, now: Word) -> Word:
-    """A translated packet to an address of our own: in again, to the device behind it. Returns the verdict."""
+def _turn(b: Bundle, number: Word, packet: Row, slot: Word, now: Word) -> Word:
+    """A device's translated packet to an address of our own: in again, to the device behind it. Returns the verdict."""
     high, low, port = packet.destination_hi, packet.destination_lo, packet.destination_port
     verdict = np.int64(MARTIAN)
     if not to_itself(packet):
         verdict = np.int64(inbound(b.nat, packet, b.local.octets, now))
     if verdict == PASS:
-        verdict = np.int64(deliver(b, packet, slot, high, low, port, now))
+        verdict = np.int64(deliver(b, number, packet, slot, high, low, port, now))
     if verdict == NO_ENDPOINT:
         rewrite_destination(b.local.octets, packet, high, low, port)
-        note_unreachable(b, packet)
+        note_unreachable(b, number, packet, now)
     if b.local.words[ERROR_LENGTH] > 0:
         send_error(b, now)
     return verdict
@@ -143,8 +143,8 @@ def _depart(b: Bundle, packet: Row, slot: Word, verdict: Word) -> bool:
 
 
 @kernel
-def deliver(b: Bundle, packet: Row, slot: Word, high: Word, low: Word, port: Word, now: Word) -> Word:
-    """A packet that was translated to its device, to that device; the rest is the destination endpoint it came with.
+def deliver(b: Bundle, sender: Word, packet: Row, slot: Word, high: Word, low: Word, port: Word, now: Word) -> Word:
+    """A packet of a device (0: from outside) that was translated to its device, to that; then the destination endpoint it came with.
 
     One that does not fit the tunnel goes in pieces when it came so or may be cut; else its sender hears how much fits.
     """
@@ -152,11 +152,11 @@ def deliver(b: Bundle, packet: Row, slot: Word, high: Word, low: Word, port: Wor
     if packet.length <= mtu:
         verdict = np.int64(transmit(b, packet.owner, packet.start, packet.length, now))
     elif slot > 0 or (four and be16(octets, packet.start + 6) & DONT_FRAGMENT == 0):
-        verdict = np.int64(send_pieces(b, packet, slot, mtu, packet.owner, now))
+        verdict = np.int64(send_pieces(b, packet, slot, packet.owner, now))
     else:
         verdict = np.int64(PACKET_TOO_BIG)
     if verdict == PACKET_TOO_BIG:
         rewrite_destination(octets, packet, high, low, port)
         kind, code = (3, 4) if four else (2, 0)
-        note_error(b, packet, kind, code, mtu)
+        note_error(b, sender, packet, kind, code, mtu, now)
     return verdict

@@ -59,7 +59,7 @@ def read_tun(b: Bundle, now: Word) -> Word:
     if verdict != PASS:
         b.work.counters[DROPS + verdict] += 1
         if verdict == NO_ROUTE or verdict == NO_ENDPOINT:
-            note_unreachable(b, packet)
+            note_unreachable(b, np.int64(0), packet, now)
         if b.local.words[ERROR_LENGTH] > 0:
             send_error(b, now)
     return 1
@@ -92,7 +92,7 @@ def handle_tun(b: Bundle, size: Word, now: Word) -> Word:
         elif slot == 0 and packet.length <= worker.mtu:
             verdict = np.int64(transmit(b, packet.owner, packet.start, packet.length, now))
         else:
-            verdict = np.int64(deliver(b, packet, slot, high, low, port, now))
+            verdict = np.int64(deliver(b, np.int64(0), packet, slot, high, low, port, now))
         if verdict == NO_ENDPOINT:
             rewrite_destination(octets, packet, high, low, port)
     if slot > 0:

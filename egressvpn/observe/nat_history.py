@@ -11,6 +11,8 @@ import gzip
 import itertools
 import mmap
 import re
+import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -38,6 +40,8 @@ EVER: Final = "9999"  # later than every time that is written
 TIME_AT: Final = len('{"schema":1,"time":"')  # where a line has its time
 EVENT_AT: Final = TIME_AT + TIME_LENGTH + len('","event":"')
 TAIL: Final = 65_536  # octets, many lines
+MOST_OF_A_TAIL: Final = 256  # lines
+CHECKPOINT_TEXT: Final = b'","event":"checkpoint"'
 LATE: Final = 10_000_000_000  # ns
 OF_AN_ADDRESS: Final = frozenset({b"block-", b"addres"})  # how events begin that are not worth decoding when it is another one
 
@@ -222,9 +226,12 @@ def first_record(path: Path) -> Record | None:
 def last_record(path: Path) -> Record | None:
     """The last whole line of a file."""
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - TAIL))
-            records = [decode(line) for line in file]
+        if path.suffix == ".gz":
+            records = [decode(line) for line in deque(_lines(path), MOST_OF_A_TAIL)]
+        else:
+            with path.open("rb") as file:
+                file.seek(max(0, path.stat().st_size - TAIL))
+                records = [decode(line) for line in file]
     except OSError:
         return None
     return next((record for record in reversed(records) if record is not None), None)
@@ -234,7 +241,7 @@ def _lines(path: Path) -> Iterator[bytes]:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             yield from file
-    except (OSError, EOFError):
+    except (OSError, EOFError, zlib.error):
         return  # as much of it as can be read
 
 
@@ -255,23 +262,37 @@ def replay(paths: Sequence[Path], into: Replay, address: str = "") -> Replay:
 
 def replay_end(path: Path, into: Replay, begin: str) -> Replay:
     """Feed what is needed of a file to know what was held from `begin` on: from the last checkpoint before that."""
+    for line in _compressed_end(path, begin) if path.suffix == ".gz" else _end(path, begin):
+        record = decode(line)
+        if record is not None:
+            into.feed(record)
+    into.finish()
+    return into
+
+
+def _end(path: Path, begin: str) -> Iterator[bytes]:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as octets:
             file.seek(_checkpoint_before(octets, begin))
-            for line in file:
-                record = decode(line)
-                if record is not None:
-                    into.feed(record)
+            yield from file
     except (OSError, ValueError):  # it is gone, or empty
-        pass
-    into.finish()
-    return into
+        return
+
+
+def _compressed_end(path: Path, begin: str) -> Sequence[bytes]:
+    """There is no way but to read all of it; what is kept is what follows one checkpoint."""
+    kept: list[bytes] = []
+    for line in _lines(path):
+        if line.startswith(CHECKPOINT_TEXT, TIME_AT + TIME_LENGTH) and _time_of(line) < begin:
+            kept.clear()
+        kept.append(line)
+    return kept
 
 
 def _checkpoint_before(octets: mmap.mmap, begin: str) -> int:
     """Where the last checkpoint from before a time begins; else the first line does."""
     end = len(octets)
-    while (at := octets.rfind(b'","event":"checkpoint"', 0, end)) >= 0:
+    while (at := octets.rfind(CHECKPOINT_TEXT, 0, end)) >= 0:
         start = at - TIME_LENGTH - TIME_AT
         if start >= 0 and octets[at - TIME_LENGTH : at].decode("ascii", "replace") < begin:
             return start

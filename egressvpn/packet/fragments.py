@@ -47,7 +47,7 @@ DATAGRAM = np.dtype(
         ("number", "i8"),  # in the order they came
         ("due", "i8"),  # when it is given up, ns
         ("pieces", "i8"),  # fragments kept
-        ("largest", "i8"),  # octets of the longest fragment
+        ("largest", "i8"),  # octets of data of the longest fragment
         ("received", "i8"),  # octets of data
         ("extent", "i8"),  # end of the data that came, and of
         ("total", "i8"),  # all of them; -1: not known yet
@@ -117,7 +117,7 @@ def add(buffer: Octets, packet: Row, row: Row, covered: Octets, first_unit: Word
     row.extent = max(row.extent, end)
     row.received += size
     row.pieces += 1
-    row.largest = max(row.largest, packet.length)
+    row.largest = max(row.largest, size)
     row.ecns |= np.int64(1) << ecn_of(buffer, start)
     return WHOLE if row.received == row.total else KEPT
 

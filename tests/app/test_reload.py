@@ -3,10 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
+from pyroute2.netlink.exceptions import NetlinkError
 from structlog.testing import capture_logs
 
+from egressvpn.addresses import IPNetwork
 from egressvpn.app.reload import reload
+from egressvpn.errors import OperatorError
 from egressvpn.netio.netlink import Netlink
 from tests.app.bench import Bench, bench
 from tests.app.test_pools import TEXT, add, paired
@@ -60,6 +64,23 @@ def test_new_pool_networks_are_routed_and_old_ones_are_not(tmp_path: Path) -> No
     assert routes == ["198.51.100.0/30", "2001:db8:113::/64"]
     assert paired_now["a"].startswith("198.51.100.")
     assert logs == [{"event": "pools changed", "log_level": "info", "added": ["198.51.100.0/30"], "removed": ["203.0.113.0/30"]}]
+
+
+@isolated
+def test_a_route_that_cannot_be_removed_is_said_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(network: IPNetwork, ifindex: int) -> None:
+        raise (NetlinkError(1, "refused") if network.version == 4 else OperatorError("refused", ""))
+
+    monkeypatch.setattr("egressvpn.app.reload.remove_route", refuse)
+    text = TEXT.replace("203.0.113.0/30", "198.51.100.0/30").replace("2001:db8:113::/64", "2001:db8:114::/64")
+    logs, _, paired_now = reloaded(tmp_path, own(text.replace("max_flows = 1024", "max_flows = 2048"), tmp_path))
+    assert paired_now["a"].startswith("198.51.100.")
+    assert sorted(entry.get("mend", entry["event"]) for entry in logs) == [
+        "changes take effect with the next start",
+        "pools changed",
+        "remove it: `ip route del 2001:db8:113::/64`",
+        "remove it: `ip route del 203.0.113.0/30`",
+    ]
 
 
 @isolated

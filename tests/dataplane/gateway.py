@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from typing import Any, Final
 
 from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6
+from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6, IPv6ExtHdrFragment
 
 from egressvpn.addresses import words
 from egressvpn.dataplane.channel import Command
@@ -116,7 +116,7 @@ def assert_right(packet: Any) -> None:
         fresh[IP].chksum = None
         fragment = packet[IP].frag or packet[IP].flags.MF
     else:
-        fragment = packet.nh == 44
+        fragment = IPv6ExtHdrFragment in packet
     if not fragment:
         for layer in (TCP, UDP, ICMP):
             if layer in packet and (layer is not UDP or packet[UDP].chksum != 0):

@@ -183,6 +183,7 @@ def test_whatever_the_sizes_and_the_order_the_receiver_gets_the_datagram(size: i
         out = gateway.send(1, *[copy for copy in shuffled[:-1] for _ in range(order.randint(1, 2))], shuffled[-1])
         largest = max(map(len, pieces))
         assert all(len(packet) <= largest for packet in out)
+        assert len(out) <= len(pieces)
         assert (whole(out) if len(pieces) > 1 else out[0])[UDP].load == content
 
 

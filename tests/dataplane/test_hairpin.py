@@ -4,13 +4,15 @@ from collections.abc import Iterator
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPerror, UDPerror
-from scapy.layers.inet6 import IPv6
+from scapy.layers.inet6 import IPerror6, IPv6
 
 from egressvpn.dataplane.loop import sweep
 from egressvpn.dataplane.tables import Counter
+from egressvpn.nat.limits import ERROR_BURST
 from egressvpn.nat.tables import ADDRESS_DEPENDENT, ENDPOINT_INDEPENDENT, SECOND
 from tests.dataplane.gateway import EXTERNAL6, ONE, ONE6, POOL, REMOTE, REMOTE6, TWO, TWO6, Gateway, udp
 from tests.dataplane.rig import START
+from tests.dataplane.test_fragments import cut, datagram
 
 
 @pytest.fixture
@@ -125,6 +127,39 @@ def test_a_device_that_was_never_heard_is_unreachable_from_inside_too(gateway: G
     gateway.send(1, udp(ONE, POOL, dport=port))
     ((number, error),) = gateway.delivered()
     assert (number, error[ICMP].type, error[ICMP].code, error[IPerror].src, error[UDPerror].dport) == (1, 3, 1, ONE, port)
+    assert gateway.drops() == {"no_endpoint": 1}
+
+
+@pytest.mark.parametrize("heard", [True, False], ids=["too big", "unreachable"])
+def test_rfc5508_req10_errors_about_what_turns_round_come_out_of_the_senders_own_bucket(gateway: Gateway, heard: bool) -> None:
+    ports = [gateway.external(1, udp(ONE, REMOTE, sport=sport)) for sport in (6000, 7000)]
+    theirs = gateway.external(2, udp(TWO, REMOTE, sport=7000))
+    gateway.b.work.worker[0].icmp_tokens = 50
+    if heard:
+        sent = udp(ONE, POOL, sport=7000, dport=ports[0], payload=bytes(1400))
+    else:
+        gateway.b.wg.devices[2].remote_length = 0
+        sent = udp(ONE, POOL, sport=7000, dport=theirs)
+    gateway.send(1, *[sent] * 60)
+    assert [(number, error[ICMP].type, error[ICMP].code) for number, error in gateway.delivered()] == [
+        (1, 3, 4 if heard else 1)
+    ] * ERROR_BURST
+    assert gateway.counter(Counter.ICMP_SUPPRESSED) == 60 - ERROR_BURST
+    assert int(gateway.b.work.worker[0].icmp_tokens) == 50 - ERROR_BURST
+
+
+@pytest.mark.parametrize("six", [False, True], ids=["IPv4", "IPv6"])
+def test_the_error_about_a_datagram_in_pieces_quotes_what_its_sender_sent(gateway: Gateway, six: bool) -> None:
+    inner, outer = (TWO6, REMOTE6) if six else (TWO, REMOTE)
+    port = gateway.external(2, udp(inner, outer, sport=7000))
+    gateway.b.wg.devices[2].remote_length = 0
+    sent = datagram(ONE6 if six else ONE, EXTERNAL6[2] if six else POOL, dport=port)
+    assert gateway.send(1, *cut(sent)) == []
+    ((number, error),) = gateway.delivered()
+    quote = error[IPerror6 if six else IPerror]
+    assert (number, quote.src, quote.dst) == (1, sent.src, sent.dst)
+    assert (quote[UDPerror].sport, quote[UDPerror].dport, quote[UDPerror].len) == (5000, port, 4008)
+    assert quote.plen == sent.plen if six else (quote.len, quote.flags, quote.frag) == (sent.len, 0, 0)
     assert gateway.drops() == {"no_endpoint": 1}
 
 

@@ -7,9 +7,10 @@ import pytest
 from scapy.layers.inet import ICMP, IP, TCP, IPerror
 from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6TimeExceeded, IPerror6, IPv6
 
+from egressvpn.dataplane.answers import SYN_ANSWERS
 from egressvpn.dataplane.channel import Command
 from egressvpn.dataplane.loop import sweep
-from egressvpn.dataplane.tables import Counter
+from egressvpn.dataplane.tables import ICMP_ERRORS_PER_SWEEP, Counter
 from egressvpn.nat.limits import ERROR_BURST, ERROR_RATE
 from egressvpn.nat.tables import SECOND
 from tests.dataplane.gateway import INNER, INNER6, ONE, ONE6, POOL, REMOTE, REMOTE6, TWO, Gateway, address_words, udp
@@ -162,3 +163,19 @@ def test_rfc5382_req4_a_waiting_syn_is_answered_outside_after_six_seconds(gatewa
     error = IP(frame[10:])
     assert (error.src, error.dst, error[ICMP].type, error[ICMP].code) == (POOL, "192.0.2.9", 3, 3)
     assert len(error) <= 76
+
+
+def test_waiting_syns_from_anywhere_take_nothing_from_other_errors(gateway: Gateway) -> None:
+    port = gateway.external(1, IP(src=ONE, dst=REMOTE) / TCP(sport=80, dport=9, flags="S"))
+    options = [("MSS", 1400)] + [("NOP", 0)] * 16
+    syns = [IP(src=f"192.0.2.{n}", dst=POOL) / TCP(sport=4000, dport=port, flags="S", options=options) for n in range(1, 41)]
+    assert gateway.arrive(*syns) == []
+    gateway.b.work.worker[0].icmp_tokens = 0
+    sweep(gateway.b, START + 6 * SECOND)
+    assert len(gateway.rig.written()) == SYN_ANSWERS
+    assert int(gateway.b.work.worker[0].icmp_tokens) == ICMP_ERRORS_PER_SWEEP
+    gateway.send(2, udp(TWO, "127.0.0.1"), now=START + 6 * SECOND)
+    assert told(gateway) == [(2, INNER, 3, 13)]
+    for n in range(1, 8):
+        sweep(gateway.b, START + 6 * SECOND + n * SECOND // 10)
+    assert len(gateway.rig.written()) == len(syns) - SYN_ANSWERS  # each in its turn

@@ -12,8 +12,10 @@ from egressvpn.dataplane.receive import receive
 from egressvpn.dataplane.segment import read_tun
 from egressvpn.dataplane.tables import CLIENT, GATEWAY, Counter
 from egressvpn.wireguard.tables import DISABLED, ENABLED
+from tests.dataplane.gateway import EXTERNAL6, ONE, ONE6, REMOTE, REMOTE6, Gateway, udp
 from tests.dataplane.offload import VNET, parse
 from tests.dataplane.rig import START, Rig, rig, seal
+from tests.dataplane.test_fragments import cut, datagram
 
 DEVICE, POOL = "100.64.0.2", "203.0.113.1"
 
@@ -125,6 +127,21 @@ def test_the_gateway_answers_in_the_name_of_the_external_address_for_a_device_it
     (answer,) = answers(made, bytes(10) + sent)
     assert (answer.src, answer.dst, answer[ICMP].type, answer[ICMP].code) == (POOL, "198.51.100.2", 3, 1)
     assert bytes(answer[IPerror]) == sent
+    assert made.drops() == {"no_endpoint": 1}
+    made.close()
+
+
+@pytest.mark.parametrize("six", [False, True], ids=["IPv4", "IPv6"])
+def test_an_error_about_a_datagram_that_came_in_pieces_quotes_it_as_it_came(six: bool) -> None:
+    made = Gateway()
+    inner, remote, external = (ONE6, REMOTE6, EXTERNAL6[1]) if six else (ONE, REMOTE, POOL)
+    sent = datagram(remote, external, sport=53, dport=made.external(1, udp(inner, remote)))
+    made.b.wg.devices[1].remote_length = 0
+    assert made.arrive(*cut(sent)) == []
+    (error,) = [parse(frame[10:]) for frame in made.rig.written()]
+    quote = bytes(error[IPerror6 if six else IPerror])
+    assert quote == bytes(sent)[: len(quote)]
+    assert len(quote) >= 48
     assert made.drops() == {"no_endpoint": 1}
     made.close()
 

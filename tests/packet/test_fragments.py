@@ -115,7 +115,7 @@ def test_rfc4787_req14_any_split_in_any_order_with_duplicates_comes_out_whole(un
     whole = IPv6(src="2001:db8::2", dst="2001:db8::1", nh=253) if six else IP(src="198.51.100.2", dst="203.0.113.1", proto=253, id=7)
     assert bench.joined() == bytes(whole / content)
     assert int(bench.row.pieces) == len(pieces)
-    assert int(bench.row.largest) == max(len(make(part, offset, more)) for offset, part, more in pieces)
+    assert int(bench.row.largest) == max(len(part) for _, part, _ in pieces)  # whatever its header
 
 
 pieces_of_anything = st.tuples(st.integers(0, 6), st.integers(1, 5), st.integers(0, 7), st.booleans(), st.integers(0, 1)).filter(
