@@ -75,6 +75,7 @@ class Egress:
     external4: IPv4Address | None = None
     external6: IPv6Address | None = None
     fixed: int = 0  # number of its predefined block + 1; 0: none
+    internal6: IPv6Address | None = None  # what `external6` was chosen for
 
 
 NOWHERE: Final = Egress()
@@ -131,7 +132,8 @@ class Pools:
     def join(self, device: Device, before: Egress = NOWHERE) -> Egress:
         """Where a device of a known pool goes out: as before, where that is possible."""
         slot, address, fixed = self._join4(device, before)
-        return Egress(slot, address, self._join6(device, before), fixed)
+        internal = next((address for address in device.addresses if isinstance(address, IPv6Address)), None)
+        return Egress(slot, address, self._join6(device, before, internal), fixed, internal)
 
     def _join4(self, device: Device, before: Egress) -> tuple[int, IPv4Address | None, int]:
         addresses = self._present[device.pool]
@@ -157,12 +159,12 @@ class Pools:
         now = (0, 0) if planned is None else (self._slots.get(planned[0], 0), planned[1] + 1)
         return before.fixed != 0 and now != (before.slot, before.fixed)
 
-    def _join6(self, device: Device, before: Egress) -> IPv6Address | None:
+    def _join6(self, device: Device, before: Egress, internal: IPv6Address | None) -> IPv6Address | None:
+        """The same after a restart as now: so it follows the internal address, which it is checksum-neutral to."""
         networks = self._pools[device.pool].addresses
-        if before.external6 is not None and any(before.external6 in network for network in networks):
+        if before.external6 is not None and before.internal6 == internal and any(before.external6 in network for network in networks):
             return before.external6
         self._let_go(device.id)
-        internal = next((address for address in device.addresses if isinstance(address, IPv6Address)), None)
         address = external6(str(device.id), networks, self._taken6, internal)
         if before.external6 is not None:
             self._accounts.on_address_gone(device.id)

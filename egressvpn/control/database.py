@@ -7,6 +7,7 @@ IMMEDIATE), so what they read still holds when they commit; readers see one mome
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from egressvpn.errors import OperatorError
 
 SCHEMA: Final = "0002"  # alembic's head: a store that says so is opened without importing alembic
 BUSY_TIMEOUT_MS: Final = 5000
+SWITCH_PAUSE: Final = 0.01  # s
 
 
 def open_database(url: str, state_dir: Path) -> sa.Engine:
@@ -82,8 +84,24 @@ def _make_private(database: Path) -> None:
 
 def _on_connect(connection: sqlite3.Connection, _: object) -> None:
     connection.isolation_level = None  # transactions begin where we say, not where sqlite3 guesses
-    for pragma in (f"busy_timeout = {BUSY_TIMEOUT_MS}", "journal_mode = WAL", "foreign_keys = ON", "secure_delete = ON"):
+    connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+    _log_ahead(connection)
+    for pragma in ("foreign_keys = ON", "secure_delete = ON"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _log_ahead(connection: sqlite3.Connection) -> None:
+    """Write-ahead log: a new file is switched to it once, and for that SQLite does not wait for others that are at it."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(SWITCH_PAUSE)
+        else:
+            return
 
 
 def _on_begin(connection: sa.Connection) -> None:

@@ -126,7 +126,7 @@ def assert_right(packet: Any) -> None:
     assert bytes(fresh) == bytes(packet)
 
 
-def udp(source: str, destination: str, sport: int = 5000, dport: int = 53, payload: bytes = b"question", **fields: Any) -> Any:
+def udp(source: str, destination: str, sport: int = 5000, dport: int = 1053, payload: bytes = b"question", **fields: Any) -> Any:
     """A UDP packet, IPv4 with DF."""
     if ":" in source:
         return IPv6(src=source, dst=destination, **fields) / UDP(sport=sport, dport=dport) / payload

@@ -71,7 +71,7 @@ def test_rfc4787_req14_a_datagram_out_of_the_tunnel_is_translated_as_one_and_lea
     assert len(out) == len(pieces)
     assert max(map(len, out)) <= max(map(len, pieces))
     made = whole(out)
-    assert (made.src, made.dst, made[UDP].dport, made[UDP].load) == (external, destination, 53, CONTENT[:4000])
+    assert (made.src, made.dst, made[UDP].dport, made[UDP].load) == (external, destination, 1053, CONTENT[:4000])
     made[UDP].chksum, right = None, made[UDP].chksum
     assert UDP(bytes(made[UDP])).len == 4008
     assert made.__class__(bytes(made))[UDP].chksum == right
@@ -84,7 +84,7 @@ def test_rfc4787_req14_a_datagram_from_outside_reaches_its_device_in_pieces_that
     gateway: Gateway, inner: str, remote: str, external: str
 ) -> None:
     (out,) = gateway.send(1, udp(inner, remote))
-    pieces = cut(datagram(remote, external, sport=53, dport=out[UDP].sport), 1500)
+    pieces = cut(datagram(remote, external, sport=1053, dport=out[UDP].sport), 1500)
     got = gateway.arrive(pieces[1], pieces[2], pieces[0])
     assert {number for number, _ in got} == {1}
     assert max(len(packet) for _, packet in got) <= 1420
@@ -95,7 +95,7 @@ def test_rfc4787_req14_a_datagram_from_outside_reaches_its_device_in_pieces_that
 
 def test_a_small_datagram_in_pieces_reaches_its_device_whole(gateway: Gateway) -> None:
     port = gateway.external(1, udp(ONE, REMOTE))
-    got = gateway.arrive(*cut(datagram(REMOTE, POOL, 1000, sport=53, dport=port), 400))
+    got = gateway.arrive(*cut(datagram(REMOTE, POOL, 1000, sport=1053, dport=port), 400))
     assert [(number, len(packet), packet.flags.MF, packet[UDP].load) for number, packet in got] == [(1, 1028, False, CONTENT[:1000])]
 
 
@@ -125,7 +125,7 @@ def test_policy_sees_the_whole_datagram_and_its_refusal_quotes_it(gateway: Gatew
     pieces = cut(datagram(ONE, "10.1.2.3"))
     assert gateway.send(1, *pieces) == []
     ((_, error),) = gateway.delivered()
-    assert (error[ICMP].type, error[ICMP].code, error[UDPerror].dport) == (3, 13, 53)
+    assert (error[ICMP].type, error[ICMP].code, error[UDPerror].dport) == (3, 13, 1053)
     assert gateway.drops() == {"policy_denied": 1}
 
 
@@ -193,7 +193,7 @@ def test_whatever_the_sizes_and_the_order_the_receiver_gets_the_datagram(size: i
 def test_rfc4787_req13_a_packet_that_may_not_be_cut_is_answered_with_the_size_that_fits(gateway: Gateway) -> None:
     port = gateway.external(1, udp(ONE, REMOTE))
     gateway.rig.command(Command.SET_MTU, index=1300)
-    sent = udp(REMOTE, POOL, sport=53, dport=port, payload=CONTENT[:1380])
+    sent = udp(REMOTE, POOL, sport=1053, dport=port, payload=CONTENT[:1380])
     assert gateway.arrive(sent) == []
     (frame,) = gateway.rig.written()
     error = IP(frame[10:])
@@ -205,7 +205,7 @@ def test_rfc4787_req13_a_packet_that_may_not_be_cut_is_answered_with_the_size_th
 def test_rfc8200_the_same_in_ipv6_is_packet_too_big(gateway: Gateway) -> None:
     gateway.send(1, udp(ONE6, REMOTE6))
     gateway.rig.command(Command.SET_MTU, index=1300)
-    assert gateway.arrive(udp(REMOTE6, EXTERNAL6[1], sport=53, dport=5000, payload=CONTENT[:1380])) == []
+    assert gateway.arrive(udp(REMOTE6, EXTERNAL6[1], sport=1053, dport=5000, payload=CONTENT[:1380])) == []
     (frame,) = gateway.rig.written()
     error = IPv6(frame[10:])
     assert (error.src, error.dst, error[ICMPv6PacketTooBig].mtu) == (EXTERNAL6[1], REMOTE6, 1300)
@@ -214,7 +214,7 @@ def test_rfc8200_the_same_in_ipv6_is_packet_too_big(gateway: Gateway) -> None:
 def test_rfc4787_req13a_one_that_may_be_cut_is_cut_in_order(gateway: Gateway) -> None:
     port = gateway.external(1, udp(ONE, REMOTE))
     gateway.rig.command(Command.SET_MTU, index=1300)
-    got = [packet for _, packet in gateway.arrive(datagram(REMOTE, POOL, 1380, sport=53, dport=port))]
+    got = [packet for _, packet in gateway.arrive(datagram(REMOTE, POOL, 1380, sport=1053, dport=port))]
     assert [(packet.frag * 8, packet.flags.MF, packet.id) for packet in got] == [(0, True, 77), (1280, False, 77)]
     assert whole(got)[UDP].load == CONTENT[:1380]
 
@@ -234,7 +234,7 @@ def test_the_inside_hears_of_it_too_when_it_is_the_sender() -> None:
 
 def test_teardrop_and_what_follows_of_it_is_dropped(gateway: Gateway) -> None:
     base = {"src": ONE, "dst": REMOTE, "id": 242, "proto": 17}
-    first = IP(**base, flags="MF") / UDP(sport=5000, dport=53, len=64) / bytes(24)
+    first = IP(**base, flags="MF") / UDP(sport=5000, dport=1053, len=64) / bytes(24)
     inside = IP(**base, frag=3) / bytes(4)
     rest = IP(**base, frag=5) / bytes(24)
     assert gateway.send(1, first, inside, rest, rest) == []
@@ -252,7 +252,7 @@ def test_one_octet_that_differs_ends_the_datagram(gateway: Gateway) -> None:
 
 def test_the_ping_of_death_is_malformed(gateway: Gateway) -> None:
     port = gateway.external(1, udp(ONE, REMOTE))
-    first = IP(src=REMOTE, dst=POOL, id=9, flags="MF", proto=17) / UDP(sport=53, dport=port, len=65_535) / bytes(1472)
+    first = IP(src=REMOTE, dst=POOL, id=9, flags="MF", proto=17) / UDP(sport=1053, dport=port, len=65_535) / bytes(1472)
     last = IP(src=REMOTE, dst=POOL, id=9, frag=8189, proto=17) / bytes(1400)
     assert gateway.arrive(first, last) == []
     assert gateway.drops() == {"malformed_packet": 1}
@@ -314,7 +314,7 @@ def test_a_device_that_sends_no_last_fragments_harms_itself_alone(gateway: Gatew
 
 def test_rfc4787_req14a_100_000_fragments_without_a_first_one_take_no_more_memory_and_harm_no_other_flow(gateway: Gateway) -> None:
     port = gateway.external(1, udp(ONE, REMOTE))
-    pieces = cut(datagram(REMOTE, POOL, sport=53, dport=port), 1400)
+    pieces = cut(datagram(REMOTE, POOL, sport=1053, dport=port), 1400)
     octets, count = gateway.b.local.octets, 100_000 if JIT else 3000
     for number in range(count):
         header = struct.pack(
@@ -324,7 +324,7 @@ def test_rfc4787_req14a_100_000_fragments_without_a_first_one_take_no_more_memor
         octets[TUN_IN : TUN_IN + len(frame)] = np.frombuffer(frame, np.uint8)
         assert handle_tun(gateway.b, len(frame), START) == Verdict.PASS
         if number % 1000 == 999:
-            ((_, packet),) = gateway.arrive(udp(REMOTE, POOL, sport=53, dport=port, payload=b"in between"))
+            ((_, packet),) = gateway.arrive(udp(REMOTE, POOL, sport=1053, dport=port, payload=b"in between"))
             assert packet.load == b"in between"
             assert whole([piece for _, piece in gateway.arrive(*pieces)])[UDP].load == CONTENT[:4000]
     assert gateway.drops()["fragment_limit"] in range(count - OUTSIDE_DATAGRAMS, count + 1)

@@ -118,12 +118,12 @@ def test_rfc5508_req10a_a_last_hop_is_told_in_both_versions(gateway: Gateway) ->
 def test_rfc5508_req10_one_device_hears_of_few_and_does_not_use_up_what_others_hear_of(gateway: Gateway) -> None:
     gateway.b.work.worker[0].icmp_tokens = 100
     gateway.send(1, udp(ONE, REMOTE))
-    gateway.send(1, *[udp(ONE, REMOTE, dport=1000 + n) for n in range(90)])
+    gateway.send(1, *[udp(ONE, REMOTE, dport=2000 + n) for n in range(90)])
     assert len(gateway.delivered()) == ERROR_BURST
     assert gateway.counter(Counter.ICMP_SUPPRESSED) == 90 - ERROR_BURST
     gateway.send(2, udp(TWO, "127.0.0.1"))
     assert told(gateway) == [(2, INNER, 3, 13)]
-    gateway.send(1, *[udp(ONE, REMOTE, dport=1000 + n) for n in range(90)], now=START + SECOND)
+    gateway.send(1, *[udp(ONE, REMOTE, dport=2000 + n) for n in range(90)], now=START + SECOND)
     assert len(gateway.delivered()) == ERROR_RATE
 
 
