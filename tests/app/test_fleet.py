@@ -144,7 +144,10 @@ async def test_networks_endpoint_keepalive_and_preshared_key_change_under_a_livi
         slot, external = made.slot("phone"), made.fleet.members["phone"].external6
         current = int(made.row("phone").current)
         assert current != 0
-        change(made, PeerChange(KEYS[0], False, True, b"q" * 32, "192.0.2.9:1000", 25, True, added("100.64.0.3/32", "fd64::2/128", "10.0.0.0/8")))
+        change(
+            made,
+            PeerChange(KEYS[0], False, True, b"q" * 32, "192.0.2.9:1000", 25, True, added("100.64.0.3/32", "fd64::2/128", "10.0.0.0/8")),
+        )
         await made.step()
         row = made.row("phone")
         assert (made.slot("phone"), made.fleet.members["phone"].external6, int(row.current)) == (slot, external, current)

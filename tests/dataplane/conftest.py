@@ -12,7 +12,7 @@ from tests.dataplane.rig import rig
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _compiled() -> None:
+def compiled() -> None:
     if not JIT:
         return
     made = rig()
