@@ -24,7 +24,7 @@ from egressvpn.observe.nat_records import CHECKPOINT, CLOCK, DETERMINISTIC, LOST
 
 log = structlog.get_logger(__name__)
 
-INTERVAL: Final = 0.1  # s
+INTERVAL: Final = 0.25  # s
 AT_ONCE: Final = 2000  # entries of the journal in one turn
 CLOCK_STEP: Final = 100_000_000  # ns; less is the clock being steered
 CHECKPOINT_RECORDS: Final = 50_000  # between two checkpoints of a file at least, and

@@ -9,12 +9,20 @@ bits or more, its last word makes it checksum-neutral to the device's tunnel add
 import hashlib
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Final
+from typing import Final, Protocol
 
 from egressvpn.addresses import IPNetwork
 
 WORD: Final = 0xFFFF
 NEUTRAL_PREFIX: Final = 96  # a word for the checksum, and another for addresses to differ in
+
+
+class Taken(Protocol):
+    """Addresses that cannot be given."""
+
+    def __contains__(self, address: IPv6Address, /) -> bool: ...
+
+    def __len__(self) -> int: ...
 
 
 def pool_addresses(networks: Iterable[IPNetwork]) -> list[IPv4Address]:
@@ -27,9 +35,7 @@ def external4(identity: str, addresses: Sequence[IPv4Address]) -> int | None:
     return int.from_bytes(_hash(identity), "big") % len(addresses) if addresses else None
 
 
-def external6(
-    identity: str, networks: Iterable[IPNetwork], taken: set[IPv6Address], internal: IPv6Address | None = None
-) -> IPv6Address | None:
+def external6(identity: str, networks: Iterable[IPNetwork], taken: Taken, internal: IPv6Address | None = None) -> IPv6Address | None:
     """The device's own address in the pool's first IPv6 prefix, never one in `taken`; checksum-neutral to `internal` if there is room."""
     network = next((network for network in networks if isinstance(network, IPv6Network)), None)
     if network is None or network.num_addresses <= len(taken) + 1:

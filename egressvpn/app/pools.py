@@ -25,7 +25,7 @@ from egressvpn.errors import OperatorError
 from egressvpn.nat.deterministic import Deterministic
 from egressvpn.nat.slices import block_count
 from egressvpn.nat.tables import NatTables
-from egressvpn.observe.nat_ledger import HeldBack
+from egressvpn.observe.nat_ledger import HeldBack, Ledger
 
 log = structlog.get_logger(__name__)
 
@@ -79,6 +79,21 @@ class Egress:
 
 
 NOWHERE: Final = Egress()
+
+
+@dataclass(frozen=True, slots=True)
+class _TakenByOthers:
+    """IPv6 addresses that are in use or held back, but not those that are held back for this device."""
+
+    taken: set[IPv6Address]
+    ledger: Ledger
+    device_id: int
+
+    def __contains__(self, address: IPv6Address) -> bool:
+        return address in self.taken and not self.ledger.is_held_for(self.device_id, str(address))
+
+    def __len__(self) -> int:
+        return len(self.taken)
 
 
 class Pools:
@@ -164,21 +179,14 @@ class Pools:
         networks = self._pools[device.pool].addresses
         if before.external6 is not None and before.internal6 == internal and any(before.external6 in network for network in networks):
             return before.external6
-        self._let_go(device.id)
-        address = external6(str(device.id), networks, self._taken6, internal)
+        self._taken6 -= {IPv6Address(held.external) for held in self._accounts.let_go() if held.ports is None}
+        address = external6(str(device.id), networks, _TakenByOthers(self._taken6, self._accounts.ledger, device.id), internal)
         if before.external6 is not None:
             self._accounts.on_address_gone(device.id)
         if address is not None:
             self._taken6.add(address)
             self._accounts.on_address(device.id, address, device.pool)
         return address
-
-    def _let_go(self, device_id: int) -> None:
-        """IPv6 addresses that were held back long enough, and those that are held back for this very device."""
-        self._taken6 -= {IPv6Address(held.external) for held in self._accounts.let_go() if held.ports is None}
-        self._taken6 -= {
-            IPv6Address(held.external) for held in self._accounts.ledger.held_back(0) if held.ports is None and held.device_id == device_id
-        }
 
     # another configuration
 

@@ -163,6 +163,11 @@ class Ledger:
     def held_back(self, wall_ns: int) -> Iterator[HeldBack]:
         return (one for one in list(self._released.values()) if one.until > wall_ns)
 
+    def is_held_for(self, device_id: int, external: str) -> bool:
+        """Whether an IPv6 address is held back, and the device had it last."""
+        held = self._released.get((external, -1))
+        return held is not None and held.device_id == device_id
+
     def expire(self, wall_ns: int) -> list[HeldBack]:
         """Forget what is over, and say what was held back until now."""
         over = []
