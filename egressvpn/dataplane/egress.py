@@ -1,6 +1,6 @@
 """Which addresses outside are our own: pool addresses (IPv4) and the networks that external IPv6 addresses come from.
 
-A packet to one of them is for a device of ours and must not leave (hairpin.py); a packet from one of them that comes from
+A packet to one of them is for a device of ours and must not leave (forward.py); a packet from one of them that comes from
 outside is forged. Every packet is asked, so `maybe_ours` looks at one bit of the worker's record: a bit for each /24 (IPv6:
 /32) that has such addresses. Only when it is set `ours` looks the address up. Bits are never taken back: a false one costs
 a look-up.
